@@ -1,0 +1,80 @@
+"""One attempt at one backend.
+
+An attempt either fails here, before the client has seen a byte, and the next one may be made; or it returns an
+`Answer` whose beginning has been read and found good.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from meritorder.backends.answer import Answer
+from meritorder.backends.failures import from_exception, from_status
+from meritorder.core.plan import Attempt
+from meritorder.core.request import InferenceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """In seconds. `first_byte`: until an answer begins, or is complete where it is not streamed, long enough for
+    a reasoning model. `silence`: the longest pause inside a stream."""
+
+    connect: float = 5.0
+    first_byte: float = 300.0
+    silence: float = 60.0
+
+
+class BackendClient:
+    """A pool of connections to all backends. Use it as a context manager, in a running event loop."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            # No limit of its own: dispatch decides what is let in, and a queue here would be invisible.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def open(self, attempt: Attempt, request: InferenceRequest) -> Answer:
+        """Send `request` and wait until its answer begins.
+
+        Raises:
+            AttemptFailed: nothing came that a client can use.
+        """
+        assert self._session is not None, "use BackendClient as a context manager"
+        answer: Answer | None = None
+        try:
+            async with asyncio.timeout(self._timeouts.first_byte):
+                response = await self._session.post(
+                    f"{attempt.base_url}/v1/{request.endpoint}",
+                    data=request.body_for(attempt.backend.upstream_model),
+                    headers={"content-type": "application/json", "x-request-id": request.id},
+                    allow_redirects=False,
+                )
+                answer = Answer(response, request, self._timeouts.silence)
+                if refusal := from_status(response.status, response.headers.get("retry-after")):
+                    raise refusal
+                await answer.peek()
+                return answer
+        except BaseException as error:
+            if answer is not None:
+                answer.close()
+            if failed := from_exception(error):
+                raise failed from None
+            raise

@@ -1,0 +1,73 @@
+"""How an attempt fails, and what a backend's refusal means for the next one."""
+
+from enum import StrEnum
+
+import aiohttp
+
+
+class Failure(StrEnum):
+    """Why an attempt failed; the value is a metric label."""
+
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    BUSY = "busy"
+    CREDENTIALS = "credentials"
+    NOT_FOUND = "not_found"
+    SERVER_ERROR = "server_error"
+    MALFORMED = "malformed"
+    BROKEN_STREAM = "broken_stream"
+
+
+class AttemptFailed(Exception):
+    """The attempt gave nothing that a client can use.
+
+    `reason` is for a person and completes "backend X ..."; `retry_after` is in seconds, where the backend named
+    a time.
+    """
+
+    def __init__(self, failure: Failure, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.failure = failure
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+def from_status(status: int, retry_after: str | None) -> AttemptFailed | None:
+    """What an HTTP error means; None where the request itself is at fault, and another backend would say the same."""
+    match status:
+        case 401 | 403:
+            # Never the client's key, which no backend sees: it is ours that is wrong.
+            return AttemptFailed(Failure.CREDENTIALS, f"refused the provider key (HTTP {status})")
+        case 404:
+            return AttemptFailed(Failure.NOT_FOUND, "does not know the model or the endpoint (HTTP 404)")
+        case 429:
+            return AttemptFailed(Failure.BUSY, "is over its rate limit (HTTP 429)", _seconds(retry_after))
+        case 502 | 503:
+            return AttemptFailed(Failure.UNREACHABLE, f"is not available (HTTP {status})", _seconds(retry_after))
+        case 408 | 504:
+            return AttemptFailed(Failure.TIMEOUT, f"did not answer in time (HTTP {status})")
+        case _ if status >= 500:
+            return AttemptFailed(Failure.SERVER_ERROR, f"failed (HTTP {status})")
+        case _:
+            return None
+
+
+def from_exception(error: BaseException) -> AttemptFailed | None:
+    """What an error of the connection means; None where it is none. Addresses stay out of the reason."""
+    match error:
+        case TimeoutError():
+            return AttemptFailed(Failure.TIMEOUT, "did not answer in time")
+        case aiohttp.ClientConnectorError():
+            return AttemptFailed(Failure.UNREACHABLE, "refused the connection")
+        case aiohttp.ClientError() | OSError():
+            return AttemptFailed(Failure.BROKEN_STREAM, "closed the connection")
+        case _:
+            return None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    # The other form, a date, is rare in APIs and not worth a clock here.
+    try:
+        return max(0.0, float(retry_after)) if retry_after else None
+    except ValueError:
+        return None

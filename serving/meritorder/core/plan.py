@@ -1,0 +1,37 @@
+"""What routing decides, and why."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from meritorder.core.catalog import Backend
+
+
+class Rejection(StrEnum):
+    """Why a candidate is not tried; the value is a metric label."""
+
+    ENDPOINT = "endpoint"
+    NOT_READY = "not_ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One backend to try. `base_url` is the one below which `/v1/...` answers; `reason` says why it stands here."""
+
+    backend: Backend
+    base_url: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    backend: Backend
+    rejection: Rejection
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePlan:
+    """Attempts in the order in which they are made, and every candidate that is left out."""
+
+    attempts: tuple[Attempt, ...]
+    rejected: tuple[Rejected, ...] = ()

@@ -1,0 +1,15 @@
+"""Not outliving the process that started this one."""
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def exit_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the parent ends, by whatever way (prctl(2))."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended in between
+        os.kill(os.getpid(), signal.SIGTERM)

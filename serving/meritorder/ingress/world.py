@@ -1,0 +1,62 @@
+"""The state that decisions rest on: what is configured, what is up, what is in flight, what has just failed."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from meritorder.backends.failures import AttemptFailed, Failure
+from meritorder.core.catalog import Catalog
+from meritorder.core.status import ApplicationStatus
+from meritorder.routing.snapshot import Snapshot
+
+_EMPTY = Catalog(backends={}, routes={}, teams={})
+
+_REST_SECONDS = 2.0
+"""How long a backend that is down is tried last: long enough to spare most requests a failed attempt, short
+enough that nobody notices its return late."""
+
+_LONGEST_REST_SECONDS = 60.0
+_FAILURES_BEFORE_REST = 3
+"""One poisoned request must not send everyone else to a dearer backend."""
+
+_DOWN = frozenset({Failure.UNREACHABLE, Failure.BUSY, Failure.CREDENTIALS, Failure.NOT_FOUND})
+"""Failures that the next request would meet, too."""
+
+
+class World:
+    """One per ingress process, changed only in its event loop; `snapshot` is how everyone else sees it."""
+
+    def __init__(self) -> None:
+        self.catalog: Catalog = _EMPTY
+        self.statuses: Mapping[str, ApplicationStatus] = {}
+        self.problem: str | None = None
+        self._in_flight: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._rests_until: dict[str, float] = {}
+
+    def snapshot(self) -> Snapshot:
+        """The world as it is now. The loads are live views: a snapshot is for one decision, made at once."""
+        return Snapshot(self.catalog, self.statuses, self._in_flight, self._rests_until)
+
+    @contextmanager
+    def occupied(self, backend: str) -> Iterator[None]:
+        """Count a request as in flight, from before its first byte is sent, so that a burst does not herd."""
+        self._in_flight[backend] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[backend] -= 1
+
+    def in_flight(self) -> Mapping[str, int]:
+        return self._in_flight
+
+    def succeeded(self, backend: str) -> None:
+        self._failures.pop(backend, None)
+        self._rests_until.pop(backend, None)
+
+    def failed(self, backend: str, failure: AttemptFailed, now: float) -> None:
+        """Take note of a failure at `now`, in seconds on the clock that plans are made with."""
+        self._failures[backend] += 1
+        if failure.failure in _DOWN or self._failures[backend] >= _FAILURES_BEFORE_REST:
+            rest = failure.retry_after or _REST_SECONDS
+            self._rests_until[backend] = now + min(rest, _LONGEST_REST_SECONDS)

@@ -1,0 +1,79 @@
+"""The schema, and how a connection to it is opened."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+FILE = "meritorder.db"
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE api_keys (
+    id         TEXT PRIMARY KEY,           -- public: names the key in lists and logs
+    team       TEXT NOT NULL,
+    name       TEXT NOT NULL,              -- what it is for, in a person's words
+    digest     BLOB NOT NULL UNIQUE,       -- HMAC-SHA-256 of the key; the key itself is nowhere
+    created_at REAL NOT NULL,              -- seconds since the epoch
+    revoked_at REAL
+) STRICT;
+CREATE TABLE usage (
+    request_id           TEXT PRIMARY KEY,
+    started_at           REAL NOT NULL,    -- seconds since the epoch
+    team                 TEXT NOT NULL,
+    route                TEXT NOT NULL,
+    endpoint             TEXT NOT NULL,
+    backend              TEXT,             -- NULL: none answered
+    tier                 TEXT,
+    attempts             INTEGER NOT NULL,
+    outcome              TEXT NOT NULL,
+    status               INTEGER NOT NULL,
+    input_tokens         INTEGER NOT NULL,
+    cached_input_tokens  INTEGER NOT NULL,
+    output_tokens        INTEGER NOT NULL,
+    estimated            INTEGER NOT NULL, -- 1: counted here, not reported by the backend
+    cost_usd             TEXT NOT NULL,    -- a decimal, exact
+    time_to_first_token  REAL,             -- seconds
+    duration             REAL NOT NULL     -- seconds
+) STRICT;
+CREATE INDEX usage_by_team ON usage (team, started_at);
+"""
+
+
+def connect(state_dir: Path) -> sqlite3.Connection:
+    """Open the database in `state_dir`, and make it where there is none; only its owner may read it.
+
+    Raises:
+        RuntimeError: a newer release has written it.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = state_dir / FILE
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    _migrate(connection, path)
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > _SCHEMA_VERSION:
+            raise RuntimeError(
+                f"{path} was written by a newer release (schema {version}, this one knows {_SCHEMA_VERSION}); "
+                "upgrade, or choose another state directory"
+            )
+        if version == 0:
+            for statement in _statements(_SCHEMA):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _statements(script: str) -> list[str]:
+    # executescript() would commit first, and two processes may come here at once.
+    return [statement for statement in script.split(";") if statement.strip()]

@@ -1,0 +1,43 @@
+"""Which backends are tried for a request, in which order, and why.
+
+The order is the route's own, but for three things: a backend that is full comes after those that are not, so
+that exactly the overflow spills; one that has just failed comes last; one that cannot answer is left out.
+"""
+
+from meritorder.core.catalog import Backend, Endpoint, Route
+from meritorder.core.plan import Attempt, Rejected, Rejection, RoutePlan
+from meritorder.core.status import Phase
+from meritorder.routing.snapshot import Snapshot
+
+
+def plan(snapshot: Snapshot, route: Route, endpoint: Endpoint, now: float) -> RoutePlan:
+    """Rank the candidates of `route` for one request; `now` is in seconds, on the snapshot's clock."""
+    free: list[Attempt] = []
+    full: list[Attempt] = []
+    resting: list[Attempt] = []
+    rejected: list[Rejected] = []
+    for name in route.candidates:
+        backend = snapshot.catalog.backends[name]
+        verdict = _usable(snapshot, backend, endpoint)
+        if isinstance(verdict, Rejected):
+            rejected.append(verdict)
+        elif (rest := snapshot.rests_until.get(name, now) - now) > 0:
+            resting.append(Attempt(backend, verdict, f"failed just now, rests for {rest:.1f} s"))
+        elif backend.concurrency is not None and snapshot.in_flight.get(name, 0) >= backend.concurrency:
+            full.append(Attempt(backend, verdict, f"full: {backend.concurrency} requests in flight"))
+        else:
+            free.append(Attempt(backend, verdict, "has room"))
+    return RoutePlan((*free, *full, *resting), tuple(rejected))
+
+
+def _usable(snapshot: Snapshot, backend: Backend, endpoint: Endpoint) -> str | Rejected:
+    """The base URL of `backend`, or why it cannot be tried."""
+    if endpoint not in backend.endpoints:
+        return Rejected(backend, Rejection.ENDPOINT, f"does not serve /v1/{endpoint}")
+    status = snapshot.statuses.get(backend.application)
+    if status is None:
+        return Rejected(backend, Rejection.NOT_READY, "is not deployed yet")
+    if status.phase is not Phase.READY or status.endpoint is None:
+        reason = status.message or f"is {status.phase.value.lower()}"
+        return Rejected(backend, Rejection.NOT_READY, reason)
+    return status.endpoint

@@ -1,0 +1,21 @@
+"""The world at one moment, as routing sees it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meritorder.core.catalog import Catalog
+from meritorder.core.status import ApplicationStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`statuses` is by application; `in_flight` and `rests_until` are by backend name.
+
+    `in_flight` counts the requests that this ingress has open; `rests_until` is the moment, on the clock that
+    `now` is read from, until which a backend that has just failed rests.
+    """
+
+    catalog: Catalog
+    statuses: Mapping[str, ApplicationStatus]
+    in_flight: Mapping[str, int]
+    rests_until: Mapping[str, float]

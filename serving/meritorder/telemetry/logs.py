@@ -1,0 +1,56 @@
+"""Logs: JSON, one line each. A line has names, numbers and outcomes; never a key, a header value or a prompt."""
+
+import json
+import logging
+import sys
+import time
+
+from meritorder.core.usage import UsageRecord
+
+_requests = logging.getLogger("meritorder.requests")
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON; `fields` given as `extra` join it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure(level: str = "INFO") -> None:
+    """Send all logs of this process to standard error, as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def log_request(record: UsageRecord) -> None:
+    """The one line of a request that has ended."""
+    if not _requests.isEnabledFor(logging.INFO):
+        return
+    fields = {
+        "request_id": record.request_id,
+        "team": record.team,
+        "route": record.route,
+        "endpoint": record.endpoint,
+        "backend": record.backend,
+        "attempts": record.attempts,
+        "outcome": record.outcome,
+        "status": record.status,
+        "input_tokens": record.usage.input_tokens,
+        "output_tokens": record.usage.output_tokens,
+        "cost_usd": format(record.cost, "f"),
+        "ttft": record.time_to_first_token,
+        "duration": round(record.duration, 6),
+    }
+    _requests.info("request", extra={"fields": fields})
