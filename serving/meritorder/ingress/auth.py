@@ -44,6 +44,7 @@ class Authenticator:
         team = catalog.teams.get(key.team)
         if team is None:
             raise NotAllowed(
-                f"The key's team {key.team!r} has no manifest; apply a Team of that name.", code="team_not_found"
+                f"The key's team {key.team!r} has no manifest; apply a Team of that name.",
+                code="team_not_found",
             )
         return Caller(team, key.id)

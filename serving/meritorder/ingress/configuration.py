@@ -18,8 +18,6 @@ from meritorder.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-_STATUS_POLL_SECONDS = 0.1
-
 
 def take_over(world: World, metrics: Metrics, read: ManifestSet | ManifestError) -> None:
     """Put `read` in force, or report why it cannot be."""
@@ -38,26 +36,33 @@ def take_over(world: World, metrics: Metrics, read: ManifestSet | ManifestError)
     log.info("configuration %d is in force: %d routes", world.catalog.generation, len(world.catalog.routes))
 
 
-async def follow_manifests(world: World, metrics: Metrics, paths: tuple[Path, ...]) -> None:
-    """Take over the manifests at each change, for ever."""
-    async for read in changes(paths):
+async def follow_manifests(
+    world: World, metrics: Metrics, paths: tuple[Path, ...], current: ManifestSet | ManifestError
+) -> None:
+    """Take over the manifests at each change after `current`, for ever."""
+    async for read in changes(paths, current):
         take_over(world, metrics, read)
 
 
-async def follow_statuses(world: World, file: Path) -> None:
-    """Take over what is known of the applications at each change of `file`, for ever."""
-    seen = 0
-    while True:
+class StatusFollower:
+    """Takes over what is known of the applications whenever `file` has changed."""
+
+    def __init__(self, world: World, file: Path) -> None:
+        self._world = world
+        self._file = file
+        self._seen = 0
+
+    def refresh(self) -> None:
+        """Look once. A file that is not there yet, or cannot be read, changes nothing."""
         try:
-            changed = file.stat().st_mtime_ns
-            if changed != seen:
-                world.statuses, seen = read_statuses(file), changed
+            changed = self._file.stat().st_mtime_ns
+            if changed != self._seen:
+                self._seen = changed
+                self._world.statuses = read_statuses(self._file)
         except FileNotFoundError:
             pass  # whoever writes it has not begun
         except ValueError as error:
-            log.error("%s cannot be read, and what was known stays in force: %s", file, error)
-            seen = changed
-        await asyncio.sleep(_STATUS_POLL_SECONDS)
+            log.error("%s cannot be read, and what was known stays in force: %s", self._file, error)
 
 
 async def repeat(seconds: float, action: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -28,7 +28,7 @@ class Reply:
 
     status: int
     headers: Mapping[str, str]
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncGenerator[bytes, None]
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Dispatcher:
             tally.first_token = time.monotonic()
         return answer
 
-    async def _stream(self, answer: Answer, tally: _Tally) -> AsyncIterator[bytes]:
+    async def _stream(self, answer: Answer, tally: _Tally) -> AsyncGenerator[bytes, None]:
         try:
             async for chunk in answer.chunks():
                 yield chunk

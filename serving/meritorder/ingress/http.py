@@ -6,6 +6,7 @@ Inference endpoints are plain ASGI: what lies between a client and its tokens is
 import asyncio
 import re
 import uuid
+from collections.abc import Coroutine
 from contextlib import aclosing
 
 import msgspec
@@ -184,7 +185,7 @@ async def _read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) 
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _while_connected(receive: Receive, work: "asyncio.Coroutine[None, None, None]") -> None:  # type: ignore[name-defined]
+async def _while_connected(receive: Receive, work: Coroutine[None, None, None]) -> None:
     """Do `work`, and cancel it when the client leaves."""
     task = asyncio.create_task(work)
     watch = asyncio.create_task(_disconnected(receive))

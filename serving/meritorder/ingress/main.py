@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from meritorder.backends.client import BackendClient
 from meritorder.core.usage import UsageRecord
 from meritorder.ingress.auth import Authenticator
-from meritorder.ingress.configuration import follow_manifests, follow_statuses, repeat, take_over
+from meritorder.ingress.configuration import StatusFollower, follow_manifests, repeat, take_over
 from meritorder.ingress.dispatch import Dispatcher
 from meritorder.ingress.http import HttpIngress, not_found
 from meritorder.ingress.settings import Settings
@@ -20,6 +20,7 @@ from meritorder.ledger.database import connect
 from meritorder.ledger.keys import KeyStore, load_secret
 from meritorder.ledger.usage import UsageWriter
 from meritorder.manifests import folder
+from meritorder.manifests.folder import ManifestSet
 from meritorder.manifests.yaml_source import ManifestError
 from meritorder.telemetry.logs import log_request
 from meritorder.telemetry.metrics import Metrics
@@ -52,18 +53,23 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> HttpIngress:
         usage.record(record)
         log_request(record)
 
-    try:
-        take_over(world, metrics, folder.read(settings.manifests))
-    except ManifestError as error:
-        take_over(world, metrics, error)
+    manifests = _read(settings)
+    take_over(world, metrics, manifests)
     for following in (
-        follow_manifests(world, metrics, settings.manifests),
-        follow_statuses(world, settings.status_file),
+        follow_manifests(world, metrics, settings.manifests, manifests),
+        repeat(settings.status_poll_seconds, StatusFollower(world, settings.status_file).refresh),
         repeat(settings.key_poll_seconds, authenticator.refresh),
     ):
         stack.push_async_callback(_cancelled, asyncio.create_task(following))
     dispatcher = Dispatcher(world, client, metrics, settle)
     return HttpIngress(world, authenticator, dispatcher, metrics, settings.max_body_bytes)
+
+
+def _read(settings: Settings) -> ManifestSet | ManifestError:
+    try:
+        return folder.read(settings.manifests)
+    except ManifestError as error:
+        return error
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

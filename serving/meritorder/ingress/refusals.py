@@ -67,5 +67,6 @@ def all_failed(failures: Sequence[tuple[Backend, AttemptFailed]]) -> RequestErro
 def broken_stream(backend: Backend, failed: AttemptFailed) -> RequestError:
     """The answer had begun, so there is no other backend to go to."""
     return BackendsFailed(
-        f"{backend.name!r} {failed.reason}; the answer is incomplete, send the request again.", code="stream_broken"
+        f"{backend.name!r} {failed.reason}; the answer is incomplete, send the request again.",
+        code="stream_broken",
     )

@@ -27,5 +27,8 @@ class Settings:
     key_poll_seconds: float = 0.5
     """A revoked key stops working within this time; a look costs a microsecond of SQLite."""
 
+    status_poll_seconds: float = 0.1
+    """Traffic moves to a backend that has become ready, or away from one that has not, within this time."""
+
     drain_seconds: int = 30
     """How long open requests may go on after a request to stop."""

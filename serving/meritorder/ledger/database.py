@@ -7,7 +7,8 @@ from pathlib import Path
 FILE = "meritorder.db"
 
 _SCHEMA_VERSION = 1
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE api_keys (
     id         TEXT PRIMARY KEY,           -- public: names the key in lists and logs
     team       TEXT NOT NULL,
@@ -15,7 +16,8 @@ CREATE TABLE api_keys (
     digest     BLOB NOT NULL UNIQUE,       -- HMAC-SHA-256 of the key; the key itself is nowhere
     created_at REAL NOT NULL,              -- seconds since the epoch
     revoked_at REAL
-) STRICT;
+) STRICT""",
+    """
 CREATE TABLE usage (
     request_id           TEXT PRIMARY KEY,
     started_at           REAL NOT NULL,    -- seconds since the epoch
@@ -34,9 +36,9 @@ CREATE TABLE usage (
     cost_usd             TEXT NOT NULL,    -- a decimal, exact
     time_to_first_token  REAL,             -- seconds
     duration             REAL NOT NULL     -- seconds
-) STRICT;
-CREATE INDEX usage_by_team ON usage (team, started_at);
-"""
+) STRICT""",
+    "CREATE INDEX usage_by_team ON usage (team, started_at)",
+)
 
 
 def connect(state_dir: Path) -> sqlite3.Connection:
@@ -65,15 +67,10 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 "upgrade, or choose another state directory"
             )
         if version == 0:
-            for statement in _statements(_SCHEMA):
+            for statement in _SCHEMA:  # executescript() would commit first, and two processes may come here at once
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
-
-
-def _statements(script: str) -> list[str]:
-    # executescript() would commit first, and two processes may come here at once.
-    return [statement for statement in script.split(";") if statement.strip()]

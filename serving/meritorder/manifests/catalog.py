@@ -1,7 +1,6 @@
 """From manifests to a `Catalog`: every reference resolved, or named as a problem."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from meritorder.core.catalog import Backend, Catalog, Tier
 from meritorder.core.catalog import Route as CoreRoute
@@ -9,7 +8,8 @@ from meritorder.core.catalog import Team as CoreTeam
 from meritorder.core.money import FREE, Price
 from meritorder.manifests.folder import ManifestSet
 from meritorder.manifests.kinds import HostedModel, Model, Provider, Route, Team
-from meritorder.manifests.yaml_source import ManifestError, Problem
+from meritorder.manifests.messages import did_you_mean
+from meritorder.manifests.yaml_source import Loc, ManifestError, Problem
 
 VLLM_DEFAULT_MAX_NUM_SEQS = 256
 """How many sequences vLLM decodes together where the manifest does not say (vLLM, `SchedulerConfig`)."""
@@ -48,13 +48,11 @@ def _backends(manifests: ManifestSet, problems: list[Problem]) -> Iterable[Backe
     for written in manifests.of("Provider"):
         provider = written.manifest
         assert isinstance(provider, Provider)
-        seen: set[str] = set()
-        for index, hosted in enumerate(provider.spec.models):
-            if hosted.name in seen:
-                loc = ("spec", "models", index, "name")
-                problems.append(written.document.problem(loc, f"{hosted.name!r} is listed twice"))
-            seen.add(hosted.name)
-            yield _hosted(provider, hosted)
+        names = [hosted.name for hosted in provider.spec.models]
+        for index in _repeated(names):
+            loc = ("spec", "models", index, "name")
+            problems.append(written.document.problem(loc, f"{names[index]!r} is listed twice"))
+        yield from (_hosted(provider, hosted) for hosted in provider.spec.models)
 
 
 def _self_run(model: Model) -> Backend:
@@ -90,18 +88,19 @@ def _routes(
         route = written.manifest
         assert isinstance(route, Route)
         if route.name in backends:
-            problems.append(
-                written.document.problem(
-                    ("metadata", "name"),
-                    f"{route.name!r} is already the name of a Model; a Route is a public name of its own, choose another",
-                )
-            )
-        for index, candidate in enumerate(route.spec.candidates):
-            if candidate.backend not in backends:
-                loc = ("spec", "candidates", index, "model" if candidate.model else "provider")
-                wanted = [name for name in backends if ("/" in name) == (candidate.provider is not None)]
-                problems.append(written.document.problem(loc, _unknown("backend", candidate.backend, wanted)))
-        yield CoreRoute(route.name, tuple(candidate.backend for candidate in route.spec.candidates))
+            message = f"{route.name!r} is the name of a Model, too; choose another name for the Route"
+            problems.append(written.document.problem(("metadata", "name"), message))
+        candidates = [candidate.backend for candidate in route.spec.candidates]
+        problems += (
+            written.document.problem(_candidate_loc(route, index), f"{candidates[index]!r} is listed twice")
+            for index in _repeated(candidates)
+        )
+        problems += (
+            written.document.problem(_candidate_loc(route, index), _no_backend(name, backends))
+            for index, name in enumerate(candidates)
+            if name not in backends
+        )
+        yield CoreRoute(route.name, tuple(candidates))
 
 
 def _teams(
@@ -114,12 +113,25 @@ def _teams(
         for index, name in enumerate(allowed or ()):
             if name not in routes:
                 loc = ("spec", "routes", index)
-                problems.append(written.document.problem(loc, _unknown("route", name, routes)))
+                problems.append(written.document.problem(loc, _unknown("Route or model", name, routes)))
         yield CoreTeam(team.name, None if allowed is None else frozenset(allowed))
+
+
+def _repeated(names: Sequence[str]) -> Iterable[int]:
+    return (index for index, name in enumerate(names) if name in names[:index])
+
+
+def _candidate_loc(route: Route, index: int) -> Loc:
+    written_as = "model" if route.spec.candidates[index].model else "provider"
+    return ("spec", "candidates", index, written_as)
+
+
+def _no_backend(name: str, backends: Iterable[str]) -> str:
+    hosted = "/" in name
+    alike = [other for other in backends if ("/" in other) == hosted]
+    return _unknown("model of a Provider" if hosted else "Model", name, alike)
 
 
 def _unknown(what: str, name: str, valid: Iterable[str]) -> str:
     known = sorted(valid)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ""
-    return f"there is no {what} {name!r}{hint}; defined: {', '.join(known) or 'none'}"
+    return f"there is no {what} {name!r}{did_you_mean(name, known)}; defined: {', '.join(known) or 'none'}"

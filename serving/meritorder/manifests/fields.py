@@ -1,4 +1,8 @@
-"""The building blocks of the kinds: strict objects in camelCase, and the scalar types that they share."""
+"""The building blocks of the kinds: strict objects in camelCase, and the scalar types that they share.
+
+A scalar's description is a noun phrase, because it is read in two places: the reference documentation, and
+after the word "expected" in an error message.
+"""
 
 import re
 from decimal import Decimal
@@ -7,6 +11,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+MISPLACED = "misplaced"
+"""The type of the error that `misplaced` makes."""
 
 
 class Strict(BaseModel):
@@ -17,44 +25,93 @@ class Strict(BaseModel):
     )
 
 
+def misplaced(field: str, message: str) -> PydanticCustomError:
+    """An error for the validator of a whole object to raise, which is the fault of one field of it."""
+    return PydanticCustomError(MISPLACED, "{message}", {"field": field, "message": message})
+
+
+Count = Annotated[
+    int,
+    Field(ge=1, le=1_000_000, strict=True, description="a whole number from 1 to 1000000, without quotes"),
+]
+"""How many of something. Strict, because Kubernetes takes neither `true` nor `"2"` for a number."""
+
+
 def _exact(value: Any) -> Any:
-    # YAML reads 0.15 as a binary float; its shortest decimal form is what the person wrote.
+    if isinstance(value, bool):
+        raise ValueError("a truth value is not a number")
+    # YAML reads 0.15 as a binary float; its shortest decimal form is what the person wrote. That holds for up
+    # to 15 digits, which is why the range and the decimals of Money are bounded.
     return str(value) if isinstance(value, float) else value
 
 
-Money = Annotated[Decimal, BeforeValidator(_exact), Field(ge=0, allow_inf_nan=False)]
+Money = Annotated[
+    Decimal,
+    BeforeValidator(_exact),
+    Field(
+        ge=0,
+        lt=1_000_000,
+        decimal_places=9,
+        allow_inf_nan=False,
+        description="US dollars, from 0 to 999999 and with up to nine decimals, such as 0.25",
+    ),
+]
 """US dollars. Written as a number or a string; kept exactly as written."""
 
 Name = Annotated[
-    str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63, description="A DNS label (RFC 1123).")
+    str,
+    Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+        max_length=63,
+        description="a name of up to 63 lower-case letters, digits and inner dashes, such as my-model",
+    ),
 ]
+"""A DNS label (RFC 1123), because the names of Kubernetes services are made of it."""
 
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$", max_length=200)]
+ModelName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$",
+        max_length=200,
+        description="a provider's model name, such as gpt-5.4-nano",
+    ),
+]
 """The name of a model at a provider; providers use slashes, dots and colons in them."""
+
+_NOT_IN_A_URL = re.compile(r"[^!-~]|[?#@]")
 
 
 def _http_url(value: str) -> str:
+    # `port` raises ValueError where the port is not one.
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("give an http:// or https:// URL, such as https://api.example.com/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("give the URL without user, password, query or fragment; keys belong in `credentials`")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("not an http(s) URL")
+    if _NOT_IN_A_URL.search(value):
+        raise ValueError("has a part that does not belong in it")
     return value.rstrip("/")
 
 
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HttpUrl = Annotated[
+    str,
+    AfterValidator(_http_url),
+    Field(
+        description="an http:// or https:// URL without user, password, query and fragment, "
+        "such as https://api.example.com/v1"
+    ),
+]
 
-_HUGGING_FACE = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_SOURCE = re.compile(r"hf://[\w.-]+/[\w.-]+(@[\w./-]+)?|file://.+", re.ASCII)
 
 
 def _source(value: str) -> str:
-    scheme, _, rest = value.partition("://")
-    if scheme == "hf" and not _HUGGING_FACE.fullmatch(rest):
-        raise ValueError("give hf://organisation/name or hf://organisation/name@revision")
-    if scheme not in ("hf", "file") or not rest:
-        raise ValueError("give hf://organisation/name[@revision] or file://path/to/folder")
+    if not _SOURCE.fullmatch(value):
+        raise ValueError("neither a repository of Hugging Face nor a folder")
     return value
 
 
-Source = Annotated[str, AfterValidator(_source)]
+Source = Annotated[
+    str,
+    AfterValidator(_source),
+    Field(description="hf://organisation/name, hf://organisation/name@revision or file://path/to/folder"),
+]
 """Where weights come from. A relative `file://` path is relative to the manifest that names it."""

@@ -1,17 +1,16 @@
 """Manifests from files and folders of YAML."""
 
-import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
-from meritorder.manifests.kinds import API_VERSION, KINDS, Manifest, Model, Provider, Route, Team
-from meritorder.manifests.yaml_source import Document, Loc, ManifestError, Problem, documents, dotted
+from meritorder.manifests.kinds import KINDS, Manifest, Model, Provider, Route, Team
+from meritorder.manifests.messages import did_you_mean, explain, shown
+from meritorder.manifests.yaml_source import Document, ManifestError, Problem, documents, dotted
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -59,70 +58,117 @@ def read(paths: Sequence[Path]) -> ManifestSet:
     Raises:
         ManifestError: with every problem that was found, in all files.
     """
+    if not paths:
+        raise ManifestError([Problem(Path(), 0, "", "no file or folder of manifests is given")])
     problems: list[Problem] = []
     merged: dict[tuple[str, str], Written] = {}
     for path in paths:
-        here: dict[tuple[str, str], Written] = {}
-        for document in _documents(path, problems):
-            written = _manifest(document, problems)
-            if written is None:
-                continue
-            key = (written.manifest.kind, written.manifest.name)
-            if key in here:
-                first = here[key].document
-                where = f"{first.file}:{first.line(('metadata', 'name'))}"
-                problems.append(
-                    document.problem(("metadata", "name"), f"{key[0]} {key[1]!r} is already defined in {where}")
-                )
-            here[key] = written
-        merged |= here
+        merged |= _read_one(path, problems)
     if problems:
         raise ManifestError(problems)
-    if not merged:
-        listed = ", ".join(str(path) for path in paths)
-        raise ManifestError([Problem(paths[0], 1, "", f"no manifests found in {listed}; expected *.yaml files")])
     return ManifestSet(merged)
 
 
 def files(path: Path) -> list[Path]:
-    """The YAML files at `path`, sorted; hidden ones, such as an editor's, left out."""
-    if path.is_file():
+    """The YAML files at `path`, sorted.
+
+    Hidden files and folders are left out: they are an editor's, version control's, or the folder with a
+    timestamp in which Kubernetes keeps the files of a ConfigMap that it links to from the visible one.
+
+    Raises:
+        OSError: the path, or a folder below it, cannot be read.
+    """
+    if not path.is_dir():
+        path.stat()
         return [path]
     return sorted(
-        file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        folder / name
+        for folder, names in _walk(path)
+        for name in names
+        if name.endswith(SUFFIXES) and not name.startswith(".") and (folder / name).is_file()
     )
 
 
+def folders(path: Path) -> list[Path]:
+    """The folders whose change can change `files(path)`: for a file, the one that it is in."""
+    return [folder for folder, _ in _walk(path)] if path.is_dir() else [path.parent]
+
+
+def _walk(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, below, names in os.walk(path, onerror=fail):
+        below[:] = [name for name in below if not name.startswith(".")]
+        yield Path(folder), names
+
+
+def _read_one(path: Path, problems: list[Problem]) -> dict[tuple[str, str], Written]:
+    found: dict[tuple[str, str], Written] = {}
+    problems_before = len(problems)
+    for document in _documents(path, problems):
+        written = _manifest(document, problems)
+        if written is None:
+            continue
+        key = kind, name = written.manifest.kind, written.manifest.name
+        if key in found:
+            first = found[key].document
+            where = f"{first.file}:{first.line(('metadata', 'name'))}"
+            problems.append(
+                document.problem(("metadata", "name"), f"{kind} {name!r} is defined in {where}, too")
+            )
+        found[key] = written
+    if not found and len(problems) == problems_before:
+        problems.append(Problem(path, 0, "", "no manifests found here; expected *.yaml files with some"))
+    return found
+
+
 def _documents(path: Path, problems: list[Problem]) -> Iterator[Document]:
-    if not path.exists():
-        problems.append(Problem(path, 1, "", "no such file or folder"))
+    try:
+        listed = files(path)
+    except OSError as error:
+        problems.append(Problem(Path(error.filename or path), 0, "", f"cannot be read: {error.strerror}"))
         return
-    for file in files(path):
+    for file in listed:
         try:
-            yield from documents(file, file.read_text(encoding="utf-8"))
+            yield from documents(file, file.read_bytes().decode())
         except ManifestError as error:
             problems.extend(error.problems)
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(Problem(file, 1, "", f"cannot be read: {error}"))
+        except OSError as error:
+            problems.append(Problem(file, 0, "", f"cannot be read: {error.strerror}"))
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            problems.append(
+                Problem(file, line, "", f"not UTF-8 text: it has the byte {error.object[error.start]:#x}")
+            )
 
 
 def _manifest(document: Document, problems: list[Problem]) -> Written | None:
     data = document.data
     if not isinstance(data, dict):
-        problems.append(document.problem((), f"expected a mapping with apiVersion, kind, metadata and spec, got {data!r:.60}"))
+        expected = "expected a mapping with apiVersion, kind, metadata, spec"
+        problems.append(document.problem((), f"{expected}, got {shown(data)}"))
         return None
     name = data.get("kind")
     kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        said = "kind is missing" if name is None else f"{name!r} is not a kind"
-        problems.append(document.problem(("kind",), f"{said}; valid: {', '.join(KINDS)}"))
+        problems.append(document.problem(("kind",), _not_a_kind(name)))
         return None
     try:
-        return Written(_anchored(kind.model_validate(data), document.file), document)
+        # By alias only: what a cluster would refuse (`base_url`) must not work on a laptop.
+        manifest = kind.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
-        for details in error.errors(include_url=False):
-            problems.append(document.problem(details["loc"], _sentence(kind, data, details)))
+        problems.extend(document.problem(loc, message) for loc, message in explain(kind, error))
         return None
+    return Written(_anchored(manifest, document.file), document)
+
+
+def _not_a_kind(name: Any) -> str:
+    valid = f"one of {', '.join(KINDS)}"
+    if name is None:
+        return f"this field is required: {valid}"
+    hint = did_you_mean(name, KINDS) if isinstance(name, str) else ""
+    return f"expected {valid}, got {shown(name)}{hint}"
 
 
 def _anchored(manifest: Manifest, file: Path) -> Manifest:
@@ -131,55 +177,8 @@ def _anchored(manifest: Manifest, file: Path) -> Manifest:
         return manifest
     folder = manifest.spec.source.removeprefix("file://")
     absolute = os.path.abspath(file.parent / os.path.expanduser(folder))
-    return manifest.model_copy(update={"spec": manifest.spec.model_copy(update={"source": f"file://{absolute}"})})
+    spec = manifest.spec.model_copy(update={"source": f"file://{absolute}"})
+    return manifest.model_copy(update={"spec": spec})
 
 
-def _sentence(kind: type[BaseModel], data: Any, details: ErrorDetails) -> str:
-    loc, given = details["loc"], details["input"]
-    match details["type"]:
-        case "extra_forbidden":
-            valid = _fields_at(kind, loc[:-1])
-            return f"unknown field{_suggest(str(loc[-1]), valid)}; valid here: {', '.join(valid)}"
-        case "missing":
-            return "this field is required"
-        case "literal_error" if loc and loc[-1] == "apiVersion":
-            return f"{given!r} is not a version that is served; valid: {API_VERSION}"
-        case "literal_error" | "enum":
-            expected = str(details.get("ctx", {}).get("expected", ""))
-            return f"{given!r} is not valid{_suggest(str(given), _quoted(expected))}; valid: {expected}"
-        case "value_error":
-            return details["msg"].removeprefix("Value error, ")
-        case "string_pattern_mismatch" if loc and loc[-1] == "name" and loc[0] == "metadata":
-            return f"{given!r} is not a valid name; use lower-case letters, digits and dashes (RFC 1123), such as 'my-model'"
-        case _:
-            message = details["msg"]
-            return f"{message[:1].lower()}{message[1:]}, got {given!r:.80}"
-
-
-def _fields_at(kind: type[BaseModel], loc: Loc) -> list[str]:
-    """The field names that the schema has at `loc`."""
-    schema: Any = kind.model_json_schema(by_alias=True)
-    node, definitions = schema, schema.get("$defs", {})
-    for step in loc:
-        node = _resolve(node, definitions)
-        node = node.get("items", {}) if isinstance(step, int) else node.get("properties", {}).get(step, {})
-    return list(_resolve(node, definitions).get("properties", {}))
-
-
-def _resolve(node: Any, definitions: Any) -> Any:
-    for option in node.get("anyOf", ()):
-        if "$ref" in option:
-            node = option
-    return definitions[node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
-
-
-def _quoted(expected: str) -> list[str]:
-    return [part for index, part in enumerate(expected.split("'")) if index % 2]
-
-
-def _suggest(word: str, valid: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(valid), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-__all__ = ["ManifestError", "ManifestSet", "Problem", "Written", "dotted", "files", "read"]
+__all__ = ["ManifestError", "ManifestSet", "Problem", "Written", "dotted", "files", "folders", "read"]

@@ -6,10 +6,10 @@ References from one manifest to another are checked in `catalog`, where all of t
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from meritorder.core.catalog import Endpoint
-from meritorder.manifests.fields import HttpUrl, ModelName, Money, Name, Source, Strict
+from meritorder.manifests.fields import Count, HttpUrl, ModelName, Money, Name, Source, Strict, misplaced
 
 API_VERSION = "meritorder.dev/v1alpha1"
 
@@ -45,8 +45,8 @@ class Capabilities(Strict):
 class Gpu(Strict):
     """The GPUs of one replica. `type` is Ray's accelerator type, such as `L4`, `A100-80G` or `H100`."""
 
-    type: Annotated[str, Field(min_length=1)]
-    count: PositiveInt = 1
+    type: Annotated[str, Field(min_length=1, description="an accelerator type of Ray, such as L4")]
+    count: Count = 1
 
 
 class Resources(Strict):
@@ -57,21 +57,22 @@ class Resources(Strict):
     """
 
     gpu: Gpu | None = None
-    cpu: PositiveInt = 1
-    tensor_parallel: PositiveInt | None = None
+    cpu: Count = 1
+    tensor_parallel: Count | None = None
 
     @model_validator(mode="after")
     def _parallelism_fits(self) -> Self:
         gpus = self.gpu.count if self.gpu else 1
         if self.tensor_parallel and gpus % self.tensor_parallel:
-            raise ValueError(f"tensorParallel must divide gpu.count, and {self.tensor_parallel} does not divide {gpus}")
+            message = f"must divide gpu.count, and {self.tensor_parallel} does not divide {gpus}"
+            raise misplaced("tensorParallel", message)
         return self
 
 
 class Scaling(Strict):
     """How many replicas run."""
 
-    min_replicas: PositiveInt = 1
+    min_replicas: Count = 1
 
 
 class ModelSpec(Strict):
@@ -89,7 +90,7 @@ class ModelSpec(Strict):
         # The only engine argument that routing reads: it says when a replica is full.
         sequences = args.get("max_num_seqs", 1)
         if not isinstance(sequences, int) or isinstance(sequences, bool) or sequences < 1:
-            raise ValueError(f"max_num_seqs must be a whole number of at least 1, got {sequences!r}")
+            raise misplaced("max_num_seqs", "expected a whole number of at least 1")
         return args
 
 
@@ -104,27 +105,38 @@ class SecretRef(Strict):
     """A key of a Kubernetes Secret, mounted as a file into the provider's replicas."""
 
     name: Name
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")]
+    key: Annotated[
+        str, Field(pattern=r"^[-._a-zA-Z0-9]+$", description="a key of the Secret, such as api-key")
+    ]
+
+
+EnvironmentVariable = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the name of an environment variable, such as OPENAI_API_KEY",
+    ),
+]
 
 
 class Credentials(Strict):
-    """Where the replica finds the provider's key; exactly one source. The key itself is never in a manifest."""
+    """Exactly one place where the replica finds the provider's key. The key is never in a manifest."""
 
-    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    file: Annotated[str, Field(min_length=1)] | None = None
+    env: EnvironmentVariable | None = None
+    file: Annotated[str, Field(min_length=1, description="the path of a file")] | None = None
     secret_ref: SecretRef | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if sum(source is not None for source in (self.env, self.file, self.secret_ref)) != 1:
-            raise ValueError("give exactly one of env, file and secretRef")
+            raise ValueError("give exactly one of env: NAME, file: PATH and secretRef: {name: N, key: K}")
         return self
 
 
 class ProviderLimits(Strict):
     """What the account allows. `concurrency` is requests at once; further ones go to the next candidate."""
 
-    concurrency: PositiveInt = 64
+    concurrency: Count = 64
 
 
 class PriceSheet(Strict):
@@ -136,7 +148,7 @@ class PriceSheet(Strict):
 
 
 class HostedModel(Strict):
-    """One model of a provider, called `<provider>/<name>`. `upstreamName` is the provider's own name for it."""
+    """One model of a provider, called `<provider>/<name>`; `upstreamName` is what the provider calls it."""
 
     name: ModelName
     upstream_name: ModelName | None = None
@@ -145,8 +157,11 @@ class HostedModel(Strict):
 
 
 class ProviderSpec(Strict):
-    """`openai-compatible` is any URL that speaks OpenAI's format; `simulated` is a stand-in that `meritorder up`
-    starts on this machine, so that everything can be tried without an account."""
+    """An account and what it can call.
+
+    `openai-compatible` is any URL that speaks OpenAI's format; `simulated` is a stand-in that `meritorder up`
+    starts on this machine, so that everything can be tried without an account.
+    """
 
     type: Literal["openai", "openai-compatible", "simulated"]
     base_url: HttpUrl | None = Field(default=None, alias="baseURL")
@@ -156,12 +171,16 @@ class ProviderSpec(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.type == "simulated" and (self.base_url or self.credentials):
-            raise ValueError("a simulated provider has neither baseURL nor credentials; remove them")
-        if self.type == "openai-compatible" and not self.base_url:
-            raise ValueError("an openai-compatible provider needs baseURL, such as https://api.example.com/v1")
-        if self.type != "simulated" and not self.credentials:
-            raise ValueError("give credentials: {env: NAME}, {file: PATH} or {secretRef: {name: N, key: K}}")
+        if self.type == "simulated":
+            for field, given in (("baseURL", self.base_url), ("credentials", self.credentials)):
+                if given is not None:
+                    raise misplaced(field, f"a simulated provider has no {field}; remove it")
+        elif self.credentials is None:
+            example = "{env: NAME}, {file: PATH} or {secretRef: {name: N, key: K}}"
+            raise misplaced("credentials", f"this field is required for the type {self.type}: {example}")
+        if self.type == "openai-compatible" and self.base_url is None:
+            example = "the URL below which the API answers, such as https://api.example.com/v1"
+            raise misplaced("baseURL", f"this field is required for the type {self.type}: {example}")
         return self
 
 
@@ -172,16 +191,25 @@ class Provider(Kind):
     spec: ProviderSpec
 
 
+HostedName = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9-]+/.+$",
+        description="the name of a hosted model, PROVIDER/MODEL, such as openai/gpt-5",
+    ),
+]
+
+
 class Candidate(Strict):
     """Exactly one of a self-run model's name, and a hosted model as `<provider>/<model>`."""
 
     model: Name | None = None
-    provider: Annotated[str, Field(pattern=r"^[a-z0-9-]+/.+$")] | None = None
+    provider: HostedName | None = None
 
     @model_validator(mode="after")
     def _one_backend(self) -> Self:
         if (self.model is None) == (self.provider is None):
-            raise ValueError("give exactly one of `model: NAME` and `provider: PROVIDER/MODEL`")
+            raise ValueError("give exactly one of model: NAME and provider: PROVIDER/MODEL")
         return self
 
     @property

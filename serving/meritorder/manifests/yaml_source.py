@@ -7,12 +7,17 @@ from typing import Any
 
 import yaml
 
+from meritorder.manifests.yaml_loader import Loader, line_of, misuses
+
 Loc = Sequence[int | str]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with the manifests: where it is, and a sentence that says what would be valid."""
+    """One thing wrong with the manifests: where it is, and a sentence that says what would be valid.
+
+    `line` is 0 where the file or folder as a whole is meant.
+    """
 
     file: Path
     line: int
@@ -20,8 +25,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        field = f"{self.field}: " if self.field else ""
-        return f"{self.file}:{self.line}: {field}{self.message}"
+        place = f"{self.file}:{self.line}" if self.line else str(self.file)
+        return ": ".join(part for part in (place, self.field, self.message) if part)
 
 
 class ManifestError(Exception):
@@ -42,14 +47,14 @@ class Document:
 
     def line(self, loc: Loc) -> int:
         """The 1-based line of the field at `loc`, or of the nearest parent that was written."""
-        node, line = self.node, self.node.start_mark.line
+        node, line = self.node, line_of(self.node)
         for step in loc:
             found = _child(node, step)
             if found is None:
                 break
             key, node = found
-            line = key.start_mark.line
-        return line + 1
+            line = line_of(key)
+        return line
 
     def problem(self, loc: Loc, message: str) -> Problem:
         return Problem(self.file, self.line(loc), dotted(loc), message)
@@ -64,25 +69,38 @@ def documents(file: Path, text: str) -> Iterator[Document]:
     """The documents of one file, empty ones left out.
 
     Raises:
-        ManifestError: the text is not YAML, or one key is given twice in one mapping.
+        ManifestError: the text is not YAML, or says what a manifest cannot. The documents that can be read are
+            yielded first.
     """
-    loader = yaml.SafeLoader(text)
+    problems: list[Problem] = []
     try:
-        while loader.check_node():
-            node: yaml.Node = loader.get_node()  # type: ignore[no-untyped-call]
-            document = Document(file, None, node)
-            _refuse_repeated_keys(document, node, ())
-            data = loader.construct_document(node)  # type: ignore[no-untyped-call]
+        loader = Loader(text)
+        while (node := _next_node(loader)) is not None:
+            misused = list(misuses(node))
+            problems += (Problem(file, line_of(at), dotted(loc), message) for at, loc, message in misused)
+            data = None if misused else loader.construct_document(node)
             if data is not None:
                 yield Document(file, data, node)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ManifestError([Problem(file, line, "", f"not valid YAML: {error.problem}")]) from None
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: a scalar that looks like a date, and is none.
-        raise ManifestError([Problem(file, 1, "", f"not valid YAML: {error}")]) from None
-    finally:
-        loader.dispose()
+        problems.append(_syntax_problem(file, error))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"not text: it has the character U+{error.character:04X}"
+        problems.append(Problem(file, line, "", message))
+    except RecursionError:
+        problems.append(Problem(file, 0, "", "nested too deeply to be a manifest"))
+    if problems:
+        raise ManifestError(problems)
+
+
+def _next_node(loader: Loader) -> yaml.Node | None:
+    return loader.get_node() if loader.check_node() else None
+
+
+def _syntax_problem(file: Path, error: yaml.MarkedYAMLError) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    context = f"{error.context}, " if error.context else ""
+    return Problem(file, mark.line + 1 if mark else 0, "", f"not valid YAML: {context}{error.problem}")
 
 
 def _child(node: yaml.Node, step: int | str) -> tuple[yaml.Node, yaml.Node] | None:
@@ -93,18 +111,3 @@ def _child(node: yaml.Node, step: int | str) -> tuple[yaml.Node, yaml.Node] | No
     elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return node.value[step], node.value[step]
     return None
-
-
-def _refuse_repeated_keys(document: Document, node: yaml.Node, loc: tuple[int | str, ...]) -> None:
-    # YAML lets the last one win without a word, which turns a slip into a wrong price.
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                place = Problem(document.file, key.start_mark.line + 1, dotted((*loc, key.value)), "given twice")
-                raise ManifestError([place])
-            seen.add(key.value)
-            _refuse_repeated_keys(document, value, (*loc, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _refuse_repeated_keys(document, value, (*loc, index))

@@ -22,7 +22,10 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         served = ("route", "backend", "team", "endpoint")
         self._requests = Counter(
-            "meritorder_requests", "Requests let in, by how they ended.", (*served, "outcome"), registry=registry
+            "meritorder_requests",
+            "Requests let in, by how they ended.",
+            (*served, "outcome"),
+            registry=registry,
         )
         self._duration = Histogram(
             "meritorder_request_duration_seconds",
@@ -38,17 +41,21 @@ class Metrics:
             buckets=_TTFT_SECONDS,
             registry=registry,
         )
-        self._tokens = Counter(
-            "meritorder_tokens", "Tokens used.", ("backend", "team", "direction"), registry=registry
-        )
+        self._tokens = Counter("meritorder_tokens", "Tokens used.", ("backend", "team", "direction"), registry=registry)
         self._cost = Counter(
             "meritorder_cost_usd", "Marginal cost in US dollars.", ("backend", "team"), registry=registry
         )
         self._attempts = Counter(
-            "meritorder_attempts", "Attempts at a backend, by outcome.", ("backend", "outcome"), registry=registry
+            "meritorder_attempts",
+            "Attempts at a backend, by outcome.",
+            ("backend", "outcome"),
+            registry=registry,
         )
-        self._refusals = Counter(
-            "meritorder_refusals", "Requests refused before any backend was chosen, by code.", ("code",), registry=registry
+        self._errors = Counter(
+            "meritorder_errors",
+            "Requests answered with an error of the ingress, by code.",
+            ("code",),
+            registry=registry,
         )
         self.in_flight = Gauge(
             "meritorder_in_flight_requests", "Requests open at a backend.", ("backend",), registry=registry
@@ -57,14 +64,16 @@ class Metrics:
             "meritorder_config_generation", "Configurations put in force since the start.", registry=registry
         )
         self.config_ok = Gauge(
-            "meritorder_config_last_reload_successful", "1 where the manifests as they stand are in force.", registry=registry
+            "meritorder_config_last_reload_successful",
+            "1 where the manifests as they stand are in force.",
+            registry=registry,
         )
 
     def attempted(self, backend: str, outcome: str) -> None:
         self._attempts.labels(backend, outcome).inc()
 
     def refused(self, code: str) -> None:
-        self._refusals.labels(code).inc()
+        self._errors.labels(code).inc()
 
     def settled(self, record: UsageRecord) -> None:
         """Count one request that has ended."""

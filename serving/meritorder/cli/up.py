@@ -1,0 +1,113 @@
+"""`meritorder up`: run everything that the manifests describe, on this machine, until told to stop."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+
+from meritorder.cli import demo as demonstration
+from meritorder.cli.local_key import ensure_local_key
+from meritorder.cli.options import manifests_option, read_manifests, state_dir_option
+from meritorder.cli.platform import Place, Platform, PlatformError
+from meritorder.cli.preflight import problems
+from meritorder.cli.progress import Progress
+from meritorder.cli.running import Running, announce, claimed
+from meritorder.cli.status import applications_table
+from meritorder.manifests.folder import ManifestSet
+from meritorder.manifests.yaml_source import ManifestError
+
+_STEP_SECONDS = 0.2
+
+
+@click.command("up")
+@manifests_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where the endpoint listens.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option("--demo", is_flag=True, help="Send a few requests when all is ready, and show what became of them.")
+@state_dir_option
+def command(paths: tuple[Path, ...], host: str, port: int, demo: bool, state_dir: Path) -> None:
+    """Run the platform in the foreground. Ctrl-C, or `meritorder down`, ends it and all that it started."""
+    console = Console()
+    paths = tuple(path.absolute() for path in paths)
+    manifests = read_manifests(paths)
+    place = Place(state_dir.absolute(), host, port)
+    with _stops_on_signals(), claimed(place.state_dir):
+        for problem in problems(manifests, host, port):
+            raise click.ClickException(problem)
+        try:
+            with Platform(paths, manifests, place) as platform:
+                _run(platform, place, paths, console, demo=demo)
+        except PlatformError as error:
+            raise click.ClickException(str(error)) from None
+        except (KeyboardInterrupt, _Stopped):
+            console.print("stopped; nothing is left running")
+
+
+def _run(platform: Platform, place: Place, paths: tuple[Path, ...], console: Console, *, demo: bool) -> None:
+    manifests = platform.manifests
+    team = manifests.teams[0].name if manifests.teams else None
+    key = ensure_local_key(place.state_dir, team) if team else None
+    with Progress(console) as progress:
+        platform.start_ingress()
+        progress.waits_for("Ray and Serve")
+        platform.start_cluster()
+        progress.done("Ray and Serve", "on loopback")
+        teams = tuple(each.name for each in manifests.teams)
+        listed = tuple(str(path) for path in paths)
+        announce(place.state_dir, Running(os.getpid(), place.url, platform.serve_url, listed, teams))
+        while not progress.settled:
+            statuses = platform.step(_STEP_SECONDS)
+            if isinstance(statuses, list):
+                progress.show(statuses)
+    console.print(f"\n[bold]{place.url}/v1[/] answers in OpenAI's format.", highlight=False)
+    if demo and key:
+        demonstration.show(console, place, platform.manifests, key)
+    if key:
+        console.print(demonstration.curl_line(place, platform.manifests), soft_wrap=True, highlight=False)
+    else:
+        console.print("There is no Team among the manifests, so nobody may call; add one.")
+    console.print("\nCtrl-C stops it.")
+    _follow(platform, console)
+
+
+def _follow(platform: Platform, console: Console) -> None:
+    """Report what changes, until the end."""
+    while True:
+        event = platform.step(_STEP_SECONDS)
+        moment = time.strftime("%H:%M:%S")
+        match event:
+            case ManifestSet():
+                console.print(f"{moment} the manifests have changed and are in force", highlight=False)
+            case ManifestError():
+                said = f"{moment} the manifests are not valid now, and those of before stay in force:\n{event}"
+                console.print(said, style="red", markup=False, highlight=False)
+            case list():
+                console.print(applications_table(event))
+
+
+class _Stopped(Exception):
+    """SIGTERM, as an exception."""
+
+
+@contextlib.contextmanager
+def _stops_on_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception, once: a second one must not interrupt the clean-up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped
+
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
