@@ -15,6 +15,10 @@ _TIMEOUT_SECONDS = 300.0
 _DONE = "[DONE]"
 
 
+class NoAnswer(click.ClickException):
+    """The ingress cannot be reached."""
+
+
 @dataclass(slots=True)
 class Streamed:
     """One streamed chat completion as it comes in. Times are in seconds since the request was sent."""
@@ -28,7 +32,11 @@ class Streamed:
 
 
 def get_json(url: str) -> dict[str, Any]:
-    """The JSON at `url`, whatever its status; the command ends where nothing answers."""
+    """The JSON at `url`, whatever its status.
+
+    Raises:
+        NoAnswer: nothing answers there, or not in JSON.
+    """
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             return dict(json.load(response))
@@ -36,7 +44,7 @@ def get_json(url: str) -> dict[str, Any]:
         with error:
             return dict(json.load(error))
     except (OSError, ValueError) as error:
-        raise click.ClickException(f"{url} does not answer: {error}") from None
+        raise NoAnswer(f"{url} does not answer: {error}") from None
 
 
 def stream_chat(url: str, key: str, body: dict[str, Any]) -> Streamed:
@@ -57,7 +65,7 @@ def stream_chat(url: str, key: str, body: dict[str, Any]) -> Streamed:
         with error:
             raise click.ClickException(_message(error.read())) from None
     except OSError as error:
-        raise click.ClickException(f"{url} does not answer: {error}") from None
+        raise NoAnswer(f"{url} does not answer: {error}") from None
     headers = response.headers
     streamed = Streamed(
         request_id=headers["x-request-id"],

@@ -5,8 +5,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
 
+import click
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from meritorder.cli.client import Streamed, stream_chat
@@ -29,10 +33,10 @@ _MAX_TOKENS = 160
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One request of the demonstration: what it was for, and what came of it."""
+    """One request of the demonstration: what it was for, and what came of it, or the error."""
 
     purpose: str
-    streamed: Streamed
+    came: Streamed | click.ClickException
 
 
 def show(console: Console, place: Place, manifests: ManifestSet, key: str) -> None:
@@ -43,9 +47,10 @@ def show(console: Console, place: Place, manifests: ManifestSet, key: str) -> No
         console.print("There is no chat model to show.")
         return
     with contextlib.closing(connect(place.state_dir)) as connection:
-        records = wait_for(connection, [one.streamed.request_id for one in shown])
+        records = wait_for(connection, [one.came.request_id for one in shown if isinstance(one.came, Streamed)])
     console.print(_table(shown, records))
-    console.print(_summary(shown, records), highlight=False)
+    for line in _summary(shown, records):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def curl_line(place: Place, manifests: ManifestSet) -> str:
@@ -76,14 +81,18 @@ def _requests(console: Console, url: str, resolved: Catalog, key: str) -> Iterat
         yield from (Shown(f"burst, {number} of {count}", one) for number, one in enumerate(burst, 1))
 
 
-def _ask(console: Console | None, url: str, key: str, model: str, question: str) -> Streamed:
+def _ask(console: Console | None, url: str, key: str, model: str, question: str) -> Streamed | click.ClickException:
     body = {"model": model, "max_tokens": _MAX_TOKENS, "messages": [{"role": "user", "content": question}]}
-    streamed = stream_chat(url, key, body)
-    for delta in streamed.deltas:
+    try:
+        streamed = stream_chat(url, key, body)
+        for delta in streamed.deltas:
+            if console is not None:
+                console.print(delta, end="", markup=False, highlight=False, soft_wrap=True)
+    except click.ClickException as error:
+        return error
+    finally:
         if console is not None:
-            console.print(delta, end="", markup=False, highlight=False, soft_wrap=True)
-    if console is not None:
-        console.print()
+            console.print()
     return streamed
 
 
@@ -103,36 +112,34 @@ def _spilling_route(resolved: Catalog) -> str | None:
 
 def _table(shown: Sequence[Shown], records: Sequence[UsageRecord]) -> Table:
     table = Table(
-        "request",
-        "backend",
-        "tokens in",
-        "tokens out",
-        "cost, USD",
-        "first token, ms",
-        title="What became of them",
+        "request", "backend", "in", "out", "cost, USD", "TTFT, ms", title="What became of them", box=box.SIMPLE
     )
     for column in table.columns[2:]:
         column.justify = "right"
     by_id = {record.request_id: record for record in records}
     for one in shown:
-        record = by_id.get(one.streamed.request_id)
-        backend = one.streamed.backend + (" [dim](simulated)[/]" if one.streamed.simulated else "")
-        if record is None:
-            table.add_row(one.purpose, backend, "not settled yet", "", "", "")
+        if not isinstance(one.came, Streamed):
+            table.add_row(one.purpose, "[red]failed, see below[/]", "", "", "", "")
             continue
-        mark = "~" if record.usage.estimated else ""
-        ttft = "" if record.time_to_first_token is None else f"{record.time_to_first_token * 1000:.0f}"
-        tokens = (f"{mark}{record.usage.input_tokens}", f"{mark}{record.usage.output_tokens}")
-        table.add_row(one.purpose, backend, *tokens, f"{record.cost:.6f}", ttft)
+        record = by_id.get(one.came.request_id)
+        backend = one.came.backend + (" [dim](simulated)[/]" if one.came.simulated else "")
+        table.add_row(one.purpose, backend, *(_figures(record) if record else ("not settled",)))
     return table
 
 
-def _summary(shown: Sequence[Shown], records: Sequence[UsageRecord]) -> str:
-    burst = {one.streamed.request_id for one in shown if one.purpose.startswith("burst")}
-    spilled = sum(record.tier == Tier.HOSTED for record in records if record.request_id in burst)
-    total = sum((record.cost for record in records), start=0)
-    kept = len(burst) - spilled
-    return (
-        f"{len(shown)} requests for {total:.6f} USD. Of the burst, {kept} stayed on the replica that is paid for anyway, "
-        f"{spilled} spilled over."
-    )
+def _figures(record: UsageRecord) -> tuple[str, str, str, str]:
+    mark = "~" if record.usage.estimated else ""
+    ttft = "" if record.time_to_first_token is None else f"{record.time_to_first_token * 1000:.0f}"
+    return f"{mark}{record.usage.input_tokens}", f"{mark}{record.usage.output_tokens}", f"{record.cost:.6f}", ttft
+
+
+def _summary(shown: Sequence[Shown], records: Sequence[UsageRecord]) -> Iterator[str]:
+    for one in shown:
+        if isinstance(one.came, click.ClickException):
+            yield f"[red]failed:[/] {one.purpose}: {escape(one.came.message)}"
+    total = sum((record.cost for record in records), start=Decimal(0))
+    yield "in, out: tokens. TTFT: time to first token. A self-run replica is paid for, busy or idle, so it adds no cost."
+    burst = {one.came.request_id for one in shown if isinstance(one.came, Streamed) and one.purpose.startswith("burst")}
+    tiers = [record.tier for record in records if record.request_id in burst]
+    split = f"the replica served {tiers.count(Tier.SELF_RUN)}, and {tiers.count(Tier.HOSTED)} spilled over"
+    yield f"{len(records)} requests for {total:.6f} USD in all; of the burst, {split}."

@@ -119,10 +119,6 @@ class Platform:
             raise PlatformError(str(error)) from None
         threading.Thread(target=lambda: asyncio.run(self._watch()), name="manifests", daemon=True).start()
 
-    @property
-    def serve_url(self) -> str:
-        return self._cluster.base_url
-
     def step(self, timeout: float) -> list[ApplicationStatus] | ManifestSet | ManifestError | None:
         """Wait up to `timeout` seconds for something to happen, act on it, and return it.
 

@@ -55,8 +55,8 @@ def _memory(manifests: ManifestSet) -> Iterator[str]:
     free = available_bytes() / _GIB
     if free < needed:
         yield (
-            f"{free:.1f} GiB of memory are free and about {needed:.1f} are needed (vLLM replicas on the CPU: {replicas}); "
-            "close other programs or serve fewer models"
+            f"{free:.1f} GiB of memory are free and about {needed:.1f} are needed (vLLM replicas on the CPU: "
+            f"{replicas}); close other programs or serve fewer models"
         )
 
 

@@ -21,6 +21,7 @@ class Progress:
         self._began = time.monotonic()
         self._reported: dict[str, Phase] = {}
         self._spinner: Status | None = None
+        self.statuses: list[ApplicationStatus] = []
         self.settled = False
 
     def __enter__(self) -> Self:
@@ -44,6 +45,7 @@ class Progress:
 
     def show(self, statuses: list[ApplicationStatus]) -> None:
         """Report what has changed since the last call."""
+        self.statuses = statuses
         waiting = []
         for status in statuses:
             if status.phase is Phase.READY and self._reported.get(status.application) is not Phase.READY:

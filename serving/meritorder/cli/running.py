@@ -22,7 +22,6 @@ class Running:
 
     pid: int
     url: str
-    serve_url: str
     manifests: tuple[str, ...]
     teams: tuple[str, ...]
 

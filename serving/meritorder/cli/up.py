@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from meritorder.cli import demo as demonstration
+from meritorder.cli.client import NoAnswer, get_json
 from meritorder.cli.local_key import ensure_local_key
 from meritorder.cli.options import manifests_option, read_manifests, state_dir_option
 from meritorder.cli.platform import Place, Platform, PlatformError
@@ -19,6 +20,7 @@ from meritorder.cli.preflight import problems
 from meritorder.cli.progress import Progress
 from meritorder.cli.running import Running, announce, claimed
 from meritorder.cli.status import applications_table
+from meritorder.core.status import ApplicationStatus
 from meritorder.manifests.folder import ManifestSet
 from meritorder.manifests.yaml_source import ManifestError
 
@@ -55,16 +57,14 @@ def _run(platform: Platform, place: Place, paths: tuple[Path, ...], console: Con
     key = ensure_local_key(place.state_dir, team) if team else None
     with Progress(console) as progress:
         platform.start_ingress()
+        announce(place.state_dir, _running(platform, place, paths))
         progress.waits_for("Ray and Serve")
         platform.start_cluster()
-        progress.done("Ray and Serve", "on loopback")
-        teams = tuple(each.name for each in manifests.teams)
-        listed = tuple(str(path) for path in paths)
-        announce(place.state_dir, Running(os.getpid(), place.url, platform.serve_url, listed, teams))
-        while not progress.settled:
-            statuses = platform.step(_STEP_SECONDS)
-            if isinstance(statuses, list):
-                progress.show(statuses)
+        progress.done("Ray and Serve")
+        while not (progress.settled and _ingress_knows(place.url, progress.statuses)):
+            event = platform.step(_STEP_SECONDS)
+            if isinstance(event, list):
+                progress.show(event)
     console.print(f"\n[bold]{place.url}/v1[/] answers in OpenAI's format.", highlight=False)
     if demo and key:
         demonstration.show(console, place, platform.manifests, key)
@@ -73,16 +73,32 @@ def _run(platform: Platform, place: Place, paths: tuple[Path, ...], console: Con
     else:
         console.print("There is no Team among the manifests, so nobody may call; add one.")
     console.print("\nCtrl-C stops it.")
-    _follow(platform, console)
+    _follow(platform, place, paths, console)
 
 
-def _follow(platform: Platform, console: Console) -> None:
+def _running(platform: Platform, place: Place, paths: tuple[Path, ...]) -> Running:
+    teams = tuple(team.name for team in platform.manifests.teams)
+    return Running(os.getpid(), place.url, tuple(str(path) for path in paths), teams)
+
+
+def _ingress_knows(url: str, statuses: list[ApplicationStatus]) -> bool:
+    """Whether the ingress is up and has taken over `statuses`."""
+    try:
+        report = get_json(f"{url}/readyz")
+    except NoAnswer:
+        return False
+    known = {each["application"]: each["phase"] for each in report["applications"]}
+    return known == {status.application: status.phase.value for status in statuses}
+
+
+def _follow(platform: Platform, place: Place, paths: tuple[Path, ...], console: Console) -> None:
     """Report what changes, until the end."""
     while True:
         event = platform.step(_STEP_SECONDS)
         moment = time.strftime("%H:%M:%S")
         match event:
             case ManifestSet():
+                announce(place.state_dir, _running(platform, place, paths))
                 console.print(f"{moment} the manifests have changed and are in force", highlight=False)
             case ManifestError():
                 said = f"{moment} the manifests are not valid now, and those of before stay in force:\n{event}"

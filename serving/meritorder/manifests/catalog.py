@@ -81,9 +81,7 @@ def _hosted(provider: Provider, hosted: HostedModel) -> Backend:
     )
 
 
-def _routes(
-    manifests: ManifestSet, backends: Mapping[str, Backend], problems: list[Problem]
-) -> Iterable[CoreRoute]:
+def _routes(manifests: ManifestSet, backends: Mapping[str, Backend], problems: list[Problem]) -> Iterable[CoreRoute]:
     for written in manifests.of("Route"):
         route = written.manifest
         assert isinstance(route, Route)
@@ -103,9 +101,7 @@ def _routes(
         yield CoreRoute(route.name, tuple(candidates))
 
 
-def _teams(
-    manifests: ManifestSet, routes: Mapping[str, CoreRoute], problems: list[Problem]
-) -> Iterable[CoreTeam]:
+def _teams(manifests: ManifestSet, routes: Mapping[str, CoreRoute], problems: list[Problem]) -> Iterable[CoreTeam]:
     for written in manifests.of("Team"):
         team = written.manifest
         assert isinstance(team, Team)

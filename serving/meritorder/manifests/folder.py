@@ -114,9 +114,7 @@ def _read_one(path: Path, problems: list[Problem]) -> dict[tuple[str, str], Writ
         if key in found:
             first = found[key].document
             where = f"{first.file}:{first.line(('metadata', 'name'))}"
-            problems.append(
-                document.problem(("metadata", "name"), f"{kind} {name!r} is defined in {where}, too")
-            )
+            problems.append(document.problem(("metadata", "name"), f"{kind} {name!r} is defined in {where}, too"))
         found[key] = written
     if not found and len(problems) == problems_before:
         problems.append(Problem(path, 0, "", "no manifests found here; expected *.yaml files with some"))
@@ -138,9 +136,7 @@ def _documents(path: Path, problems: list[Problem]) -> Iterator[Document]:
             problems.append(Problem(file, 0, "", f"cannot be read: {error.strerror}"))
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
-            problems.append(
-                Problem(file, line, "", f"not UTF-8 text: it has the byte {error.object[error.start]:#x}")
-            )
+            problems.append(Problem(file, line, "", f"not UTF-8 text: it has the byte {error.object[error.start]:#x}"))
 
 
 def _manifest(document: Document, problems: list[Problem]) -> Written | None:

@@ -105,9 +105,7 @@ class SecretRef(Strict):
     """A key of a Kubernetes Secret, mounted as a file into the provider's replicas."""
 
     name: Name
-    key: Annotated[
-        str, Field(pattern=r"^[-._a-zA-Z0-9]+$", description="a key of the Secret, such as api-key")
-    ]
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", description="a key of the Secret, such as api-key")]
 
 
 EnvironmentVariable = Annotated[

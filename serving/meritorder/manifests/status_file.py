@@ -28,8 +28,7 @@ def read_statuses(file: Path) -> Mapping[str, ApplicationStatus]:
     """
     try:
         entries = [
-            ApplicationStatus(**{**entry, "phase": Phase(entry["phase"])})
-            for entry in json.loads(file.read_text())
+            ApplicationStatus(**{**entry, "phase": Phase(entry["phase"])}) for entry in json.loads(file.read_text())
         ]
     except (TypeError, KeyError) as error:
         raise ValueError(f"not a list of statuses: {error}") from error

@@ -98,9 +98,7 @@ def _read(paths: Sequence[Path]) -> ManifestSet | ManifestError:
 def _same(one: ManifestSet | ManifestError, other: ManifestSet | ManifestError | None) -> bool:
     if isinstance(one, ManifestSet) and isinstance(other, ManifestSet):
         # The order counts, too: it is the order in which names are listed.
-        return [each.manifest for each in one.written.values()] == [
-            each.manifest for each in other.written.values()
-        ]
+        return [each.manifest for each in one.written.values()] == [each.manifest for each in other.written.values()]
     return type(one) is type(other) and str(one) == str(other)
 
 

@@ -1,7 +1,7 @@
 """YAML restricted to what JSON can say, because that is all that Kubernetes keeps of a manifest.
 
-Keys are text, no mapping has one twice, nothing contains itself, and dates and binary data are not types: a date
-stays the text that it is written as. PyYAML alone would let all of this through, or fail without a line.
+Keys are text, no mapping has one twice, nothing contains itself, and dates and binary data are not types: a
+date stays the text that it is written as. PyYAML alone would let all of this through, or fail without a line.
 """
 
 from collections.abc import Callable, Iterator

