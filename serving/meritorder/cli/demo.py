@@ -28,7 +28,7 @@ LONG_QUESTION = "Tell me the story of one request."
 OVERFLOW = 8
 """How many requests more than the self-run model has room for are sent at once."""
 
-_MAX_TOKENS = 160
+_MAX_TOKENS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def _requests(console: Console, url: str, resolved: Catalog, key: str) -> Iterat
     for backend, where in ((self_run, "self-run"), (hosted, "hosted")):
         if backend is not None:
             console.print(f"\n[bold]{QUESTION}[/] (asked of {backend.name}, {where})", highlight=False)
-            yield Shown(f"one request, {where}", _ask(console, url, key, backend.name, QUESTION))
+            yield Shown(where, _ask(console, url, key, backend.name, QUESTION))
     route = _spilling_route(resolved)
     if route is None or self_run is None:
         return
@@ -78,7 +78,7 @@ def _requests(console: Console, url: str, resolved: Catalog, key: str) -> Iterat
     console.print(f"\n[bold]{count} requests at once[/] to {route}", highlight=False)
     with ThreadPoolExecutor(count) as pool:
         burst = pool.map(lambda _: _ask(None, url, key, route, LONG_QUESTION), range(count))
-        yield from (Shown(f"burst, {number} of {count}", one) for number, one in enumerate(burst, 1))
+        yield from (Shown(f"burst {number}/{count}", one) for number, one in enumerate(burst, 1))
 
 
 def _ask(console: Console | None, url: str, key: str, model: str, question: str) -> Streamed | click.ClickException:
@@ -138,7 +138,7 @@ def _summary(shown: Sequence[Shown], records: Sequence[UsageRecord]) -> Iterator
         if isinstance(one.came, click.ClickException):
             yield f"[red]failed:[/] {one.purpose}: {escape(one.came.message)}"
     total = sum((record.cost for record in records), start=Decimal(0))
-    yield "in, out: tokens. TTFT: time to first token. A self-run replica is paid for, busy or idle, so it adds no cost."
+    yield "in, out: tokens. TTFT: time to first token. A self-run replica is paid for anyway, so it adds no cost."
     burst = {one.came.request_id for one in shown if isinstance(one.came, Streamed) and one.purpose.startswith("burst")}
     tiers = [record.tier for record in records if record.request_id in burst]
     split = f"the replica served {tiers.count(Tier.SELF_RUN)}, and {tiers.count(Tier.HOSTED)} spilled over"

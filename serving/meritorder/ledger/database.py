@@ -1,5 +1,6 @@
 """The schema, and how a connection to it is opened."""
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -19,7 +20,8 @@ CREATE TABLE api_keys (
 ) STRICT""",
     """
 CREATE TABLE usage (
-    request_id           TEXT PRIMARY KEY,
+    id                   INTEGER PRIMARY KEY,
+    request_id           TEXT NOT NULL,    -- not unique: a client may choose it, and choose it twice
     started_at           REAL NOT NULL,    -- seconds since the epoch
     team                 TEXT NOT NULL,
     route                TEXT NOT NULL,
@@ -37,6 +39,7 @@ CREATE TABLE usage (
     time_to_first_token  REAL,             -- seconds
     duration             REAL NOT NULL     -- seconds
 ) STRICT""",
+    "CREATE INDEX usage_by_request ON usage (request_id)",
     "CREATE INDEX usage_by_team ON usage (team, started_at)",
 )
 
@@ -49,7 +52,10 @@ def connect(state_dir: Path) -> sqlite3.Connection:
     """
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = state_dir / FILE
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    # Only where there is none yet: to close any descriptor of a file drops all of this process's locks on it
+    # (sqlite.org/howtocorrupt.html), and the next program to leave would take the write-ahead log away.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
