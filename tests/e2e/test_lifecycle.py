@@ -47,14 +47,17 @@ class Small:
             "MERITORDER_TEST_RUN": str(folder),
         }
         self.log = folder / "up.log"
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     def up(self, *arguments: str) -> "subprocess.Popen[bytes]":
         with self.log.open("wb") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "meritorder.cli", "up", "-f", str(self.manifests), "--port", str(self.port),
                  *arguments],
                 env=self.environment, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
+        self.processes.append(process)
+        return process
 
     def left_running(self) -> set[str]:
         """Every process that descends from this platform: they all inherit a mark in their environment."""
@@ -72,7 +75,10 @@ class Small:
 def small(tmp_path: Path, port: int) -> Iterator[Small]:
     platform = Small(tmp_path, port)
     yield platform
-    assert platform.left_running() == set()
+    for process in platform.processes:
+        if process.poll() is None:  # the test has failed
+            process.terminate()
+            process.wait(30)
 
 
 def test_it_answers_soon_stops_whole_and_starts_again_at_once(small: Small, until: Any) -> None:

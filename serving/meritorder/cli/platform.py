@@ -3,15 +3,14 @@
 import asyncio
 import contextlib
 import queue
-import select
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from meritorder.cli.child import Process
 from meritorder.cli.running import STATUS_FILE
+from meritorder.cli.simulated import SimulatedUpstream
 from meritorder.core.status import ApplicationStatus, Phase
 from meritorder.deployments.local import ClusterError, LocalCluster
 from meritorder.manifests.catalog import model_application, provider_application
@@ -20,8 +19,7 @@ from meritorder.manifests.status_file import write_statuses
 from meritorder.manifests.watch import changes
 from meritorder.manifests.yaml_source import ManifestError
 
-_STOP_SECONDS = 10.0
-_UPSTREAM_START_SECONDS = 20.0
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 class PlatformError(Exception):
@@ -38,51 +36,27 @@ class Place:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-
-
-class Process:
-    """A Python module that runs as a child, with its output in a log file; it does not outlive this process."""
-
-    def __init__(self, module: str, arguments: Sequence[str], log: Path, *, stdout: int | None = None) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self.log = log
-        with log.open("ab") as file:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout or file,
-                stderr=file,
-                # Ctrl-C in the terminal reaches only this process, which then stops everything in order.
-                start_new_session=True,
-            )
-
-    def stop(self) -> None:
-        """End it: asked first, and killed where it does not listen."""
-        self.popen.terminate()
-        try:
-            self.popen.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            self.popen.wait()
+        """Where this machine reaches it."""
+        host = _ANY_ADDRESS.get(self.host) or (f"[{self.host}]" if ":" in self.host else self.host)
+        return f"http://{host}:{self.port}"
 
 
 class Platform:
-    """Starts everything for `manifests`, and follows what changes at `paths`. A context manager.
+    """Runs everything for `manifests`, and follows what changes at `paths`. A context manager.
 
     `start` returns when Serve takes applications; `step` is then called again and again.
     """
 
     def __init__(self, paths: Sequence[Path], manifests: ManifestSet, place: Place) -> None:
-        self._paths = paths
+        logs = place.state_dir / "logs"
         self.manifests = manifests
+        self._paths = paths
         self._place = place
-        self._logs = place.state_dir / "logs"
+        self._ingress_log = logs / "ingress.log"
         self._cluster = LocalCluster(place.state_dir)
-        self._stack = contextlib.ExitStack()
+        self._simulated = SimulatedUpstream(logs / "simulated.log")
         self._ingress: Process | None = None
-        self._simulated: tuple[frozenset[str], Process, str] | None = None
+        self._stack = contextlib.ExitStack()
         self._changes: queue.SimpleQueue[ManifestSet | ManifestError] = queue.SimpleQueue()
         self._published: list[ApplicationStatus] = []
 
@@ -92,27 +66,19 @@ class Platform:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def start_ingress(self) -> None:
-        """Start the ingress; `step` finds out if it ends."""
-        self._publish([ApplicationStatus(name, Phase.PENDING) for name in self._applications()])
-        manifests = [argument for path in self._paths for argument in ("--manifests", str(path))]
-        place = self._place
-        arguments = [
-            *manifests,
-            *("--state-dir", str(place.state_dir), "--status-file", str(place.state_dir / STATUS_FILE)),
-            *("--host", place.host, "--port", str(place.port), "--exit-with-parent"),
-        ]
-        self._ingress = Process("meritorder.ingress", arguments, self._logs / "ingress.log")
-        self._stack.callback(self._ingress.stop)
-
-    def start_cluster(self) -> None:
-        """Start Ray and Serve, and deploy.
+    def start(self) -> None:
+        """Start everything, and deploy.
 
         Raises:
             PlatformError: something did not start.
         """
+        self._publish([ApplicationStatus(name, Phase.PENDING) for name in self._applications()])
+        # In reverse order of their need: the ingress is the last to stop, and says to the end what it cannot do.
+        self._start_ingress()
+        self._stack.callback(self._simulated.stop)
+        self._simulated.serve(self.manifests)
+        self._stack.callback(self._cluster.stop)
         try:
-            self._stack.callback(self._cluster.stop)
             self._cluster.start()
             self._apply()
         except ClusterError as error:
@@ -125,11 +91,14 @@ class Platform:
         Raises:
             PlatformError: a part that everything depends on has ended.
         """
-        self._check_alive()
+        for process in (self._ingress, self._simulated.process):
+            if process is not None and process.ended:
+                raise PlatformError(f"a part of the platform has ended by itself; {process.last_words()}")
         with contextlib.suppress(queue.Empty):
             read = self._changes.get_nowait()
             if isinstance(read, ManifestSet):
                 self.manifests = read
+                self._simulated.serve(read)
                 self._apply()
             return read
         self._cluster.wait(timeout)
@@ -139,8 +108,16 @@ class Platform:
         self._publish(statuses)
         return statuses
 
+    def _start_ingress(self) -> None:
+        place = self._place
+        arguments = [argument for path in self._paths for argument in ("--manifests", str(path))]
+        arguments += ["--state-dir", str(place.state_dir), "--status-file", str(place.state_dir / STATUS_FILE)]
+        arguments += ["--host", place.host, "--port", str(place.port)]
+        self._ingress = Process("meritorder.ingress", arguments, self._ingress_log)
+        self._stack.callback(self._ingress.stop)
+
     def _apply(self) -> None:
-        self._cluster.apply(self.manifests.models, self.manifests.providers, simulated_url=self._simulated_url())
+        self._cluster.apply(self.manifests.models, self.manifests.providers, simulated_url=self._simulated.url)
 
     def _publish(self, statuses: list[ApplicationStatus]) -> None:
         write_statuses(self._place.state_dir / STATUS_FILE, statuses)
@@ -150,55 +127,6 @@ class Platform:
         yield from (provider_application(provider) for provider in self.manifests.providers)
         yield from (model_application(model) for model in self.manifests.models)
 
-    def _check_alive(self) -> None:
-        for process in (self._ingress, self._simulated[1] if self._simulated else None):
-            if process is not None and process.popen.poll() is not None:
-                raise PlatformError(f"a part of the platform has ended by itself; {_last_words(process)}")
-
-    def _simulated_url(self) -> str | None:
-        """The base URL of the simulated upstream, started where a provider wants it."""
-        wanted = frozenset(
-            model.upstream_name or model.name
-            for provider in self.manifests.providers
-            if provider.spec.type == "simulated"
-            for model in provider.spec.models
-        )
-        if self._simulated is not None:
-            models, process, url = self._simulated
-            if wanted <= models:
-                return url
-            process.stop()
-            self._simulated = None
-        if not wanted:
-            return None
-        process, url = self._start_simulated(wanted)
-        self._simulated = (wanted, process, url)
-        self._stack.callback(process.stop)
-        return url
-
-    def _start_simulated(self, models: frozenset[str]) -> tuple[Process, str]:
-        arguments = [argument for model in sorted(models) for argument in ("--model", model)]
-        arguments += ["--script", str(Path(__file__).with_name("simulated.yaml"))]
-        process = Process(
-            "meritorder.testing.upstream", arguments, self._logs / "simulated.log", stdout=subprocess.PIPE
-        )
-        line = _first_line(process, _UPSTREAM_START_SECONDS)
-        if not line.startswith("simulated upstream on "):
-            process.stop()
-            raise PlatformError(f"the simulated provider did not start; {_last_words(process)}")
-        return process, line.removeprefix("simulated upstream on ").strip() + "/v1"
-
     async def _watch(self) -> None:
         async for read in changes(self._paths, self.manifests):
             self._changes.put(read)
-
-
-def _first_line(process: Process, timeout: float) -> str:
-    assert process.popen.stdout is not None
-    readable, _, _ = select.select([process.popen.stdout], [], [], timeout)
-    return process.popen.stdout.readline().decode() if readable else ""
-
-
-def _last_words(process: Process) -> str:
-    lines = process.log.read_text(errors="replace").strip().splitlines()
-    return f"it last said: {lines[-1][:300]} (all of it is in {process.log})" if lines else f"see {process.log}"

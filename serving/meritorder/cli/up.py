@@ -56,10 +56,9 @@ def _run(platform: Platform, place: Place, paths: tuple[Path, ...], console: Con
     team = manifests.teams[0].name if manifests.teams else None
     key = ensure_local_key(place.state_dir, team) if team else None
     with Progress(console) as progress:
-        platform.start_ingress()
         announce(place.state_dir, _running(platform, place, paths))
         progress.waits_for("Ray and Serve")
-        platform.start_cluster()
+        platform.start()
         progress.done("Ray and Serve")
         while not (progress.settled and _ingress_knows(place.url, progress.statuses)):
             event = platform.step(_STEP_SECONDS)

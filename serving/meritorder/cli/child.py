@@ -1,0 +1,65 @@
+"""Processes that `up` starts: Python modules that do not outlive it.
+
+python -m meritorder.cli.child MODULE [ARGUMENT ...]
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_STOP_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Process:
+    """A Python module that runs as a child, with its output in a log file."""
+
+    def __init__(self, module: str, arguments: Sequence[str], log: Path, *, stdout: int | None = None) -> None:
+        """`stdout` is as for `subprocess.Popen`, where standard output is not for the log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        with log.open("ab") as file:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "meritorder.cli.child", str(os.getpid()), module, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout or file,
+                stderr=file,
+                # Ctrl-C in the terminal reaches only this process, which then stops everything in order.
+                start_new_session=True,
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self.popen.poll() is not None
+
+    def stop(self, patience: float = _STOP_SECONDS) -> None:
+        """End it: asked first, and killed where it has not listened after `patience` seconds."""
+        self.popen.terminate()
+        try:
+            self.popen.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+
+    def last_words(self) -> str:
+        """Its last log line, and where the rest is."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return f"it last said: {lines[-1][:300]} (all of it is in {self.log})" if lines else f"see {self.log}"
+
+
+def main(parent: int, module: str, arguments: Sequence[str]) -> None:
+    """Run `module` as `python -m` would, with a SIGTERM from the kernel when `parent` ends (prctl(2))."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended in between
+        sys.exit(1)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
