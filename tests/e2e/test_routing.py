@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-LONG = [{"role": "user", "content": "Tell me the story of one request."}]
+LONG: Any = [{"role": "user", "content": "Tell me the story of one request."}]
 ROOM = 4  # `max_num_seqs` of the quickstart's model
 
 
