@@ -23,7 +23,11 @@ def command(state_dir: Path) -> None:
     """Show every application and route. Exits with 1 where something has failed."""
     running = require_running(state_dir)
     console = Console()
-    console.print(f"{running.url}  (process {running.pid}; manifests: {', '.join(running.manifests)})", highlight=False)
+    console.print(
+        f"{running.url}  (process {running.pid}; manifests: {', '.join(running.manifests)})",
+        highlight=False,
+        soft_wrap=True,
+    )
     try:
         statuses = list(read_statuses(state_dir / STATUS_FILE).values())
     except FileNotFoundError:
