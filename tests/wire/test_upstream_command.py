@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+
 from meritorder.testing.upstream import Behaviour, Script, ScriptedUpstream
 
 COMMAND = [sys.executable, "-W", "error", "-m", "meritorder.testing.upstream"]

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+
 from meritorder.testing.upstream import Behaviour, ReceivedRequest, Rule, Script, ScriptedUpstream
 from meritorder.testing.upstream.behaviour import FailMode
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from meritorder.testing.upstream import Behaviour, Script, ScriptError, load_script, parse_script, script
 from meritorder.testing.upstream.clock import FakeClock
 from meritorder.testing.upstream.playbook import Playbook

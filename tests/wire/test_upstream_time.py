@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from meritorder.testing.upstream import Behaviour, FakeClock, Rule, Script, ScriptedUpstream
 from meritorder.testing.upstream.errors import ApiError
 from meritorder.testing.upstream.limits import Gate, RequestRate, format_duration

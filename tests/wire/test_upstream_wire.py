@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+
 from meritorder.testing.upstream import Behaviour, Rule, Script, ScriptedUpstream
 
 KEY = "sk-right"

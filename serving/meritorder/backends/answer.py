@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 import aiohttp
 
 from meritorder.backends.failures import AttemptFailed, Failure, from_exception
 from meritorder.core.request import InferenceRequest
 from meritorder.core.usage import Usage
-from meritorder.wire.answers import ErrorEvent, MalformedAnswer, StreamReader, estimate, usage_of
-from meritorder.wire.sse import EventSplitter
+from meritorder.wire.answers import ErrorEvent, MalformedAnswer, StreamReader, estimate, is_error, usage_of
+from meritorder.wire.sse import DONE, EventSplitter, EventTooLong, data_of
 
 _KEPT_HEADERS = ("content-type", "retry-after", "x-simulated")
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""A proxy between here and the client must not collect a stream; nginx does unless told."""
+
 _END_OF_BODY_SECONDS = 1.0
 
 
@@ -24,9 +27,7 @@ class Answer:
 
     def __init__(self, response: aiohttp.ClientResponse, request: InferenceRequest, silence: float) -> None:
         self.status = response.status
-        self.headers: Mapping[str, str] = {
-            name: value for name in _KEPT_HEADERS if (value := response.headers.get(name)) is not None
-        }
+        self.headers = {name: value for name in _KEPT_HEADERS if (value := response.headers.get(name)) is not None}
         self._response = response
         self._request = request
         self._silence = silence
@@ -34,6 +35,7 @@ class Answer:
         self._splitter = EventSplitter()
         self._first: list[bytes] = []
         self._reported: Usage | None = None
+        self._broken: AttemptFailed | None = None
 
     @property
     def rejected(self) -> bool:
@@ -49,25 +51,25 @@ class Answer:
         """What has been used so far: as the backend reports it, or counted where it has not."""
         if self.rejected:
             return Usage()
-        return self._reader.usage or self._reported or estimate(self._request, self._reader.content_events)
+        return self._reader.usage or self._reported or estimate(self._request, self._reader.tokens)
 
     async def peek(self) -> None:
-        """Read the first event with content, or all of the body where it is not streamed.
+        """Read up to the first event that says something, or all of the body where it is not streamed.
 
         Raises:
             AttemptFailed: what came is no answer.
         """
-        if not self.streamed:
+        if self.streamed:
+            self.headers |= _STREAM_HEADERS
+            while not (self._reader.tokens or self._reader.done):
+                self._first += self._read(await self._next_chunk())
+                if self._broken:
+                    raise self._broken
+        else:
             body = await self._response.read()
-            if not self.rejected:
-                try:
-                    self._reported = usage_of(body)
-                except MalformedAnswer:
-                    raise AttemptFailed(Failure.MALFORMED, "sent a body that is not JSON") from None
+            self._check(body)
+            self.headers["content-length"] = str(len(body))
             self._first = [body]
-            return
-        while not (self._reader.content_events or self._reader.done):
-            self._first += self._read(await self._next_chunk())
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body, whole events at a time.
@@ -77,9 +79,7 @@ class Answer:
         """
         if self._first:
             yield b"".join(self._first)
-        if not self.streamed:
-            return
-        while not self._reader.done:
+        while self.streamed and not self._reader.done:
             try:
                 async with asyncio.timeout(self._silence):
                     chunk = await self._next_chunk()
@@ -88,42 +88,52 @@ class Answer:
                 raise AttemptFailed(Failure.TIMEOUT, reason) from None
             if events := self._read(chunk):
                 yield b"".join(events)
-        await self._finish()
+            if self._broken:
+                raise self._broken
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Return the connection to the pool where the answer was read to its end; cut it where it was not."""
-        if self._response.content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
+        if self._reader.done:
+            # The end of the body follows [DONE] at once; having read it, the connection can be used again.
+            with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+                async with asyncio.timeout(_END_OF_BODY_SECONDS):
+                    while await self._response.content.readany():
+                        pass
+        self._response.close()  # which leaves a connection alone that is back in the pool
 
-    async def _finish(self) -> None:
-        # The end of the body follows [DONE] at once; having read it, the connection can be used again.
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-            async with asyncio.timeout(_END_OF_BODY_SECONDS):
-                while await self._response.content.readany():
-                    pass
+    def _check(self, body: bytes) -> None:
+        try:
+            if not self.rejected:
+                self._reported = usage_of(body)
+            elif not is_error(body):
+                raise AttemptFailed(Failure.MALFORMED, f"refused without saying why (HTTP {self.status})")
+        except MalformedAnswer:
+            raise AttemptFailed(Failure.MALFORMED, "sent a body that is not JSON") from None
 
     async def _next_chunk(self) -> bytes:
         try:
             chunk = await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise from_exception(error) or error from None
-        if not chunk:
-            raise AttemptFailed(Failure.BROKEN_STREAM, "ended its stream without [DONE]")
-        return chunk
+        if chunk:
+            return chunk
+        if data_of(self._splitter.pending) == DONE:
+            return b"\n\n"  # that the last event lacks its empty line harms nobody
+        raise AttemptFailed(Failure.BROKEN_STREAM, "ended its stream too soon")
 
     def _read(self, chunk: bytes) -> list[bytes]:
-        """The events that `chunk` completes and that the client wants to see."""
-        wanted = []
-        for event in self._splitter.feed(chunk):
-            try:
+        """The events that `chunk` completes and that the client wants to see; `_broken` says why there is no more."""
+        wanted: list[bytes] = []
+        try:
+            for event in self._splitter.feed(chunk):
                 usage_only = self._reader.read(event)
-            except MalformedAnswer:
-                raise AttemptFailed(Failure.MALFORMED, "sent an event that is not JSON") from None
-            except ErrorEvent as error:
-                said = f" (status {error.status})" if error.status else ""
-                raise AttemptFailed(Failure.SERVER_ERROR, f"reported an error in its stream{said}") from None
-            if not usage_only or self._request.wants_usage_chunk:
-                wanted.append(event)
+                if not usage_only or self._request.wants_usage_chunk:
+                    wanted.append(event)
+        except MalformedAnswer:
+            self._broken = AttemptFailed(Failure.MALFORMED, "sent what is no event with JSON")
+        except EventTooLong:
+            self._broken = AttemptFailed(Failure.MALFORMED, "sent an event without an end")
+        except ErrorEvent as error:
+            said = f" (status {error.status})" if error.status else ""
+            self._broken = AttemptFailed(Failure.SERVER_ERROR, f"reported an error in its stream{said}")
         return wanted

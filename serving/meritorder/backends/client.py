@@ -5,8 +5,9 @@ An attempt either fails here, before the client has seen a byte, and the next on
 """
 
 import asyncio
+import io
 from dataclasses import dataclass
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Self
 
 import aiohttp
@@ -15,6 +16,9 @@ from meritorder.backends.answer import Answer
 from meritorder.backends.failures import from_exception, from_status
 from meritorder.core.plan import Attempt
 from meritorder.core.request import InferenceRequest
+
+_LARGE_BODY_BYTES = 1_000_000
+"""aiohttp sends bytes at one go, during which nobody else is served, and a file in pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,16 @@ class BackendClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        reuse = aiohttp.TraceConfig()
+        reuse.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
             # No limit of its own: dispatch decides what is let in, and a queue here would be invisible.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
+            # `connect` has the look-up of the name in it, `sock_connect` has not.
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect),
             headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[reuse],
         )
         return self
 
@@ -57,16 +64,10 @@ class BackendClient:
         Raises:
             AttemptFailed: nothing came that a client can use.
         """
-        assert self._session is not None, "use BackendClient as a context manager"
         answer: Answer | None = None
         try:
             async with asyncio.timeout(self._timeouts.first_byte):
-                response = await self._session.post(
-                    f"{attempt.base_url}/v1/{request.endpoint}",
-                    data=request.body_for(attempt.backend.upstream_model),
-                    headers={"content-type": "application/json", "x-request-id": request.id},
-                    allow_redirects=False,
-                )
+                response = await self._send(attempt, request)
                 answer = Answer(response, request, self._timeouts.silence)
                 if refusal := from_status(response.status, response.headers.get("retry-after")):
                     raise refusal
@@ -74,7 +75,36 @@ class BackendClient:
                 return answer
         except BaseException as error:
             if answer is not None:
-                answer.close()
+                await answer.close()
             if failed := from_exception(error):
                 raise failed from None
             raise
+
+    async def _send(self, attempt: Attempt, request: InferenceRequest) -> aiohttp.ClientResponse:
+        """The head of the response. A connection that proves to be closed is replaced by a new one, once."""
+        used = SimpleNamespace(again=False)
+        try:
+            return await self._post(attempt, request, used)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # A backend may close an idle connection at the moment at which it is used again. It has not begun
+            # to answer then, so asking twice is safe, and better than to go to a dearer one.
+            if not used.again:
+                raise
+        return await self._post(attempt, request, used)
+
+    async def _post(self, attempt: Attempt, request: InferenceRequest, used: SimpleNamespace) -> aiohttp.ClientResponse:
+        assert self._session is not None, "use BackendClient as a context manager"
+        body = request.body_for(attempt.backend.upstream_model)
+        return await self._session.post(
+            f"{attempt.base_url}/v1/{request.endpoint}",
+            data=body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body),
+            headers={"content-type": "application/json", "x-request-id": request.id},
+            allow_redirects=False,
+            trace_request_ctx=used,
+        )
+
+
+async def _note_reuse(
+    session: aiohttp.ClientSession, context: SimpleNamespace, _: aiohttp.TraceConnectionReuseconnParams
+) -> None:
+    context.trace_request_ctx.again = True

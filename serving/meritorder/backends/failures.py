@@ -33,11 +33,14 @@ class AttemptFailed(Exception):
 
 
 def from_status(status: int, retry_after: str | None) -> AttemptFailed | None:
-    """What an HTTP error means; None where the request itself is at fault, and another backend would say the same."""
+    """What an HTTP status means; None for success, and where the request itself is at fault: another backend
+    would say the same."""
     match status:
         case 401 | 403:
             # Never the client's key, which no backend sees: it is ours that is wrong.
             return AttemptFailed(Failure.CREDENTIALS, f"refused the provider key (HTTP {status})")
+        case 402:
+            return AttemptFailed(Failure.CREDENTIALS, "wants the provider account to be paid (HTTP 402)")
         case 404:
             return AttemptFailed(Failure.NOT_FOUND, "does not know the model or the endpoint (HTTP 404)")
         case 429:
@@ -48,6 +51,8 @@ def from_status(status: int, retry_after: str | None) -> AttemptFailed | None:
             return AttemptFailed(Failure.TIMEOUT, f"did not answer in time (HTTP {status})")
         case _ if status >= 500:
             return AttemptFailed(Failure.SERVER_ERROR, f"failed (HTTP {status})")
+        case _ if 300 <= status < 400:
+            return AttemptFailed(Failure.MALFORMED, f"answered with a redirect (HTTP {status})")
         case _:
             return None
 
@@ -55,6 +60,8 @@ def from_status(status: int, retry_after: str | None) -> AttemptFailed | None:
 def from_exception(error: BaseException) -> AttemptFailed | None:
     """What an error of the connection means; None where it is none. Addresses stay out of the reason."""
     match error:
+        case aiohttp.ConnectionTimeoutError():
+            return AttemptFailed(Failure.UNREACHABLE, "did not accept the connection in time")
         case TimeoutError():
             return AttemptFailed(Failure.TIMEOUT, "did not answer in time")
         case aiohttp.ClientConnectorError():
@@ -68,6 +75,7 @@ def from_exception(error: BaseException) -> AttemptFailed | None:
 def _seconds(retry_after: str | None) -> float | None:
     # The other form, a date, is rare in APIs and not worth a clock here.
     try:
-        return max(0.0, float(retry_after)) if retry_after else None
+        seconds = float(retry_after) if retry_after else 0.0
     except ValueError:
         return None
+    return seconds if 0 < seconds < float("inf") else None

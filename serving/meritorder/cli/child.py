@@ -3,17 +3,16 @@
 python -m meritorder.cli.child MODULE [ARGUMENT ...]
 """
 
-import ctypes
 import os
 import runpy
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_STOP_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from meritorder.ingress.parent import exit_with_parent
+
+_STOP_SECONDS = 15.0
 
 
 class Process:
@@ -53,10 +52,8 @@ class Process:
 
 
 def main(parent: int, module: str, arguments: Sequence[str]) -> None:
-    """Run `module` as `python -m` would, with a SIGTERM from the kernel when `parent` ends (prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it has ended in between
-        sys.exit(1)
+    """Run `module` as `python -m` would, until `parent` ends."""
+    exit_with_parent(parent)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -19,6 +19,9 @@ from meritorder.manifests.status_file import write_statuses
 from meritorder.manifests.watch import changes
 from meritorder.manifests.yaml_source import ManifestError
 
+_DRAIN_SECONDS = "2"
+"""For streams that are open at a Ctrl-C; the backends are gone by then."""
+
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
@@ -28,11 +31,12 @@ class PlatformError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a platform lives and listens."""
+    """Where a platform lives, where it listens, and to how much."""
 
     state_dir: Path
     host: str
     port: int
+    max_body_bytes: int
 
     @property
     def url(self) -> str:
@@ -112,7 +116,8 @@ class Platform:
         place = self._place
         arguments = [argument for path in self._paths for argument in ("--manifests", str(path))]
         arguments += ["--state-dir", str(place.state_dir), "--status-file", str(place.state_dir / STATUS_FILE)]
-        arguments += ["--host", place.host, "--port", str(place.port)]
+        arguments += ["--host", place.host, "--port", str(place.port), "--drain-seconds", _DRAIN_SECONDS]
+        arguments += ["--max-body-bytes", str(place.max_body_bytes)]
         self._ingress = Process("meritorder.ingress", arguments, self._ingress_log)
         self._stack.callback(self._ingress.stop)
 

@@ -31,14 +31,21 @@ _STEP_SECONDS = 0.2
 @manifests_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where the endpoint listens.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option(
+    "--max-body-bytes",
+    type=click.IntRange(min=1),
+    default=20_000_000,
+    show_default=True,
+    help="Larger requests are refused with 413.",
+)
 @click.option("--demo", is_flag=True, help="Send a few requests when all is ready, and show what became of them.")
 @state_dir_option
-def command(paths: tuple[Path, ...], host: str, port: int, demo: bool, state_dir: Path) -> None:
+def command(paths: tuple[Path, ...], host: str, port: int, max_body_bytes: int, demo: bool, state_dir: Path) -> None:
     """Run the platform in the foreground. Ctrl-C, or `meritorder down`, ends it and all that it started."""
     console = Console()
     paths = tuple(path.absolute() for path in paths)
     manifests = read_manifests(paths)
-    place = Place(state_dir.absolute(), host, port)
+    place = Place(state_dir.absolute(), host, port, max_body_bytes)
     with _stops_on_signals(), claimed(place.state_dir):
         for problem in problems(manifests, host, port):
             raise click.ClickException(problem)

@@ -1,14 +1,18 @@
 """Every error that a client can be given.
 
     RequestError                      status  code
-    ├── InvalidRequest                400     invalid_request, or as given
+    ├── InvalidRequest                400     invalid_request, invalid_json, invalid_type, missing_field
     │   └── BodyTooLarge              413     request_too_large
-    ├── Unauthenticated               401     invalid_api_key
-    ├── NotAllowed                    403     model_not_allowed
+    ├── Unauthenticated               401     invalid_api_key, or missing_api_key
+    ├── NotAllowed                    403     model_not_allowed, or team_not_found
     ├── UnknownModel                  404     model_not_found
+    ├── UnknownUrl                    404     unknown_url
+    │   └── MethodNotAllowed          405     method_not_allowed
     ├── UnsupportedEndpoint           400     unsupported_endpoint
     ├── NotReady                      503     model_not_ready
-    └── BackendsFailed                502     backends_failed
+    ├── ShuttingDown                  503     shutting_down
+    ├── InternalError                 500     internal_error
+    └── BackendsFailed                502     backends_failed, or stream_broken
         ├── BackendsBusy              429     backends_busy
         └── DeadlineExceeded          504     deadline_exceeded
 
@@ -76,6 +80,22 @@ class UnknownModel(RequestError):
         super().__init__(f"The model {model!r} does not exist.{hint}", param="model")
 
 
+class UnknownUrl(RequestError):
+    status = 404
+    code = "unknown_url"
+
+    def __init__(self, method: str, path: str) -> None:
+        super().__init__(
+            f"{method} {path} is not served here; POST /v1/chat/completions, /v1/completions or /v1/embeddings, "
+            "or GET /v1/models."
+        )
+
+
+class MethodNotAllowed(UnknownUrl):
+    status = 405
+    code = "method_not_allowed"
+
+
 class UnsupportedEndpoint(RequestError):
     status = 400
     code = "unsupported_endpoint"
@@ -88,6 +108,23 @@ class NotReady(RequestError):
     code = "model_not_ready"
 
 
+class ShuttingDown(RequestError):
+    """The ingress ends, and the request has outlasted the time that was left for it."""
+
+    status = 503
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("The service restarts and the answer is not complete; send the request again.")
+
+
+class InternalError(RequestError):
+    """A fault of this program; what it is stands in the log, under the request's id."""
+
+    def __init__(self) -> None:
+        super().__init__("Something went wrong here, and not with your request; send it again, or report its id.")
+
+
 class BackendsFailed(RequestError):
     """All candidates were tried, and none answered."""
 
@@ -96,7 +133,7 @@ class BackendsFailed(RequestError):
 
 
 class BackendsBusy(BackendsFailed):
-    """All candidates were tried, and the last to answer asked to be left alone for a while."""
+    """All candidates were tried, and all asked to be left alone for a while."""
 
     status = 429
     code = "backends_busy"

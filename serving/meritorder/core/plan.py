@@ -24,6 +24,8 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
+    """A candidate that is left out. `reason` is for a person and completes "backend X ..."."""
+
     backend: Backend
     rejection: Rejection
     reason: str

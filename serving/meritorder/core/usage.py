@@ -27,8 +27,8 @@ class Outcome(StrEnum):
     """How a request ended."""
 
     COMPLETED = "completed"
-    REJECTED = "rejected"  # the backend refused the request itself (4xx); another would refuse it too
-    FAILED = "failed"  # no backend answered, or the stream broke after its first byte
+    REJECTED = "rejected"  # the request itself is at fault (4xx); another backend would refuse it too
+    FAILED = "failed"  # no backend answered, the stream broke after its first byte, or the ingress had to stop
     DISCONNECTED = "disconnected"  # the client left
 
 

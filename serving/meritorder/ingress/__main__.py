@@ -1,7 +1,10 @@
 """`python -m meritorder.ingress`: serve until told to stop."""
 
 import functools
+import math
+import os
 from pathlib import Path
+from typing import Any
 
 import click
 from granian.constants import Interfaces
@@ -17,6 +20,15 @@ from meritorder.telemetry.logs import configure
 _PATH = click.Path(path_type=Path)
 _DEFAULTS = Settings((), Path(), Path())
 
+_OPEN_REQUESTS = 16_384
+"""How many requests may be open; further connections wait unseen. A stream is open for long and does little."""
+
+_SETTLE_SECONDS = 10.0
+"""After the drain time, for the last usage records to be written; then the worker is killed."""
+
+_LOGGERS = {"_granian": {"handlers": [], "propagate": True}}
+"""granian's own log lines go where ours go, and look as ours do."""
+
 
 @click.command()
 @click.option("--manifests", "-f", type=_PATH, multiple=True, required=True, help="A YAML file or a folder of them.")
@@ -25,34 +37,30 @@ _DEFAULTS = Settings((), Path(), Path())
 @click.option("--host", default=_DEFAULTS.host, show_default=True)
 @click.option("--port", default=_DEFAULTS.port, show_default=True)
 @click.option("--max-body-bytes", default=_DEFAULTS.max_body_bytes, show_default=True)
-@click.option("--exit-with-parent", "bound", is_flag=True, help="Stop when the process that started this one ends.")
-def main(
-    manifests: tuple[Path, ...],
-    state_dir: Path,
-    status_file: Path,
-    host: str,
-    port: int,
-    max_body_bytes: int,
-    bound: bool,
-) -> None:
+@click.option(
+    "--drain-seconds", default=_DEFAULTS.drain_seconds, show_default=True, help="For open requests, at a stop."
+)
+def main(**options: Any) -> None:
     """Serve the OpenAI-compatible endpoint."""
-    if bound:
-        exit_with_parent()
-    settings = Settings(manifests, state_dir, status_file, host, port, max_body_bytes)
+    configure()
+    settings = Settings(**options)
     server = Server(
         "meritorder.ingress",
         address=settings.host,
         port=settings.port,
         interface=Interfaces.ASGI,
         websockets=False,
+        backpressure=_OPEN_REQUESTS,
         log_level=LogLevels.warning,
-        workers_kill_timeout=settings.drain_seconds,
+        log_dictconfig={"loggers": _LOGGERS},
+        workers_kill_timeout=math.ceil(settings.drain_seconds + _SETTLE_SECONDS),
     )
-    server.serve(target_loader=functools.partial(_load, settings), wrap_loader=False)
+    server.serve(target_loader=functools.partial(_load, settings, os.getpid()), wrap_loader=False)
 
 
-def _load(settings: Settings) -> Starlette:
-    """Build the application; runs in the worker process."""
+def _load(settings: Settings, parent: int) -> Starlette:
+    """Build the application; runs in the worker process, which must not go on alone when the first one is killed."""
+    exit_with_parent(parent)
     configure()
     return build(settings)
 

@@ -18,30 +18,48 @@ from meritorder.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+_RETRY_SECONDS = 1.0
 
-def take_over(world: World, metrics: Metrics, read: ManifestSet | ManifestError) -> None:
-    """Put `read` in force, or report why it cannot be."""
-    try:
+
+class ManifestFollower:
+    """Takes over the manifests at `paths` at each change."""
+
+    def __init__(self, world: World, metrics: Metrics, paths: tuple[Path, ...]) -> None:
+        self._world = world
+        self._metrics = metrics
+        self._paths = paths
+        self._taken: asyncio.Event = asyncio.Event()
+        self._current: ManifestSet | ManifestError | None = None
+
+    async def follow(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                async for read in changes(self._paths, self._current):
+                    self._take_over(read)
+            except Exception as error:
+                log.error("the manifests cannot be followed, which is tried again: %s", error, exc_info=error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def first(self) -> None:
+        """Return when the manifests have been read once."""
+        await self._taken.wait()
+
+    def _take_over(self, read: ManifestSet | ManifestError) -> None:
+        """Put `read` in force, or report why it cannot be."""
+        self._current = read
+        self._taken.set()
         if isinstance(read, ManifestError):
-            raise read
-        world.catalog = catalog(read, world.catalog.generation + 1)
-    except ManifestError as error:
-        world.problem = str(error)
-        metrics.config_ok.set(0)
-        log.error("the manifests are not valid, and those of before stay in force: %s", error)
-        return
-    world.problem = None
-    metrics.config_ok.set(1)
-    metrics.generation.set(world.catalog.generation)
-    log.info("configuration %d is in force: %d routes", world.catalog.generation, len(world.catalog.routes))
-
-
-async def follow_manifests(
-    world: World, metrics: Metrics, paths: tuple[Path, ...], current: ManifestSet | ManifestError
-) -> None:
-    """Take over the manifests at each change after `current`, for ever."""
-    async for read in changes(paths, current):
-        take_over(world, metrics, read)
+            self._world.problem = str(read)
+            self._metrics.config_ok.set(0)
+            log.error("the manifests are not valid, and those of before stay in force: %s", read)
+            return
+        generation = self._world.catalog.generation + 1
+        self._world.catalog = catalog(read, generation)
+        self._world.problem = None
+        self._metrics.config_ok.set(1)
+        self._metrics.generation.set(generation)
+        log.info("configuration %d is in force: %d routes", generation, len(self._world.catalog.routes))
 
 
 class StatusFollower:
@@ -50,26 +68,38 @@ class StatusFollower:
     def __init__(self, world: World, file: Path) -> None:
         self._world = world
         self._file = file
-        self._seen = 0
+        self._seen: tuple[int, int, int] | None = None
 
     def refresh(self) -> None:
-        """Look once. A file that is not there yet, or cannot be read, changes nothing."""
+        """Look once. A file that is not there yet changes nothing.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not such a file. It is not looked at again before it has changed.
+        """
         try:
-            changed = self._file.stat().st_mtime_ns
+            stat = self._file.stat()
+            changed = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if changed != self._seen:
                 self._seen = changed
                 self._world.statuses = read_statuses(self._file)
         except FileNotFoundError:
-            pass  # whoever writes it has not begun
-        except ValueError as error:
-            log.error("%s cannot be read, and what was known stays in force: %s", self._file, error)
+            self._seen = None  # whoever writes it has not begun, or has ended
 
 
-async def repeat(seconds: float, action: Callable[[], None]) -> None:
-    """Call `action`, which may block, every `seconds`, for ever; an error is reported and tried again."""
+async def repeat(seconds: float, what: str, action: Callable[[], None]) -> None:
+    """Call `action`, which may block, every `seconds`, for ever, beginning now.
+
+    An error is reported once, `what` being its subject, until it is another.
+    """
+    reported = None
     while True:
-        await asyncio.sleep(seconds)
         try:
             await asyncio.to_thread(action)
-        except Exception:
-            log.exception("%s failed, and is tried again in %g s", getattr(action, "__qualname__", action), seconds)
+            reported = None
+        except Exception as error:
+            said = str(error)
+            if said != reported:
+                log.error("%s cannot be read, and what was known stays in force: %s", what, said, exc_info=error)
+            reported = said
+        await asyncio.sleep(seconds)

@@ -10,7 +10,7 @@ from meritorder.backends.answer import Answer
 from meritorder.backends.client import BackendClient
 from meritorder.backends.failures import AttemptFailed
 from meritorder.core.catalog import Backend, Route
-from meritorder.core.errors import RequestError
+from meritorder.core.errors import RequestError, UnsupportedEndpoint
 from meritorder.core.money import FREE
 from meritorder.core.plan import Attempt, RoutePlan
 from meritorder.core.request import Caller, InferenceRequest
@@ -20,6 +20,9 @@ from meritorder.ingress.world import World
 from meritorder.routing.plan import plan
 from meritorder.telemetry.metrics import Metrics
 from meritorder.wire import errors as wire_errors
+
+_CLIENT_CLOSED_REQUEST = 499
+"""No such status exists in HTTP, and nobody is there to see it; nginx writes it into its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,18 @@ class _Tally:
 
     started_at: float
     started: float
-    outcome: Outcome = Outcome.FAILED
-    status: int = 500
+    outcome: Outcome | None = None
+    status: int = 0
     attempts: int = 0
     backend: Backend | None = None
     answer: Answer | None = None
     first_token: float | None = None
     failures: list[tuple[Backend, AttemptFailed]] = field(default_factory=list)
+
+    def end(self, outcome: Outcome, status: int) -> None:
+        """The first end counts: how a connection goes down after the answer is nothing to the record."""
+        if self.outcome is None:
+            self.outcome, self.status = outcome, status
 
 
 class Dispatcher:
@@ -72,13 +80,8 @@ class Dispatcher:
             chosen = self._plan(route, request)
             async with self._attempt(chosen, request, tally) as answer:
                 yield Reply(answer.status, {**answer.headers, **_explanation(tally)}, self._stream(answer, tally))
-        except RequestError as error:
-            tally.status = error.status
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            # A stream that has been read to its end keeps its outcome, however the connection goes down then.
-            if tally.outcome is Outcome.FAILED and not tally.failures:
-                tally.outcome, tally.status = Outcome.DISCONNECTED, 499
+        except BaseException as error:
+            tally.end(*self._cut_short(error))
             raise
         finally:
             self._finish(caller, route, request, tally)
@@ -100,7 +103,7 @@ class Dispatcher:
                     try:
                         yield answer
                     finally:
-                        answer.close()
+                        await answer.close()
                     return
         raise all_failed(tally.failures)
 
@@ -113,26 +116,37 @@ class Dispatcher:
             self._metrics.attempted(name, failed.failure)
             tally.failures.append((attempt.backend, failed))
             return None
-        self._world.succeeded(name)
         self._metrics.attempted(name, "ok")
-        tally.backend, tally.answer, tally.status = attempt.backend, answer, answer.status
-        tally.failures.clear()
+        tally.backend, tally.answer = attempt.backend, answer
         if answer.streamed:
             tally.first_token = time.monotonic()
         return answer
 
     async def _stream(self, answer: Answer, tally: _Tally) -> AsyncGenerator[bytes, None]:
+        assert tally.backend is not None
         try:
             async for chunk in answer.chunks():
                 yield chunk
         except AttemptFailed as failed:
-            assert tally.backend is not None
             self._world.failed(tally.backend.name, failed, time.monotonic())
             self._metrics.attempted(tally.backend.name, failed.failure)
-            tally.failures.append((tally.backend, failed))
+            tally.end(Outcome.FAILED, answer.status)
             yield wire_errors.stream_event(broken_stream(tally.backend, failed))
         else:
-            tally.outcome = Outcome.REJECTED if answer.rejected else Outcome.COMPLETED
+            self._world.succeeded(tally.backend.name)
+            tally.end(Outcome.REJECTED if answer.rejected else Outcome.COMPLETED, answer.status)
+
+    def _cut_short(self, error: BaseException) -> tuple[Outcome, int]:
+        """The outcome and the status of a request that `error` ended before its answer was complete."""
+        match error:
+            case UnsupportedEndpoint():
+                return Outcome.REJECTED, error.status
+            case RequestError():
+                return Outcome.FAILED, error.status
+            case asyncio.CancelledError() if not self._world.halted:
+                return Outcome.DISCONNECTED, _CLIENT_CLOSED_REQUEST
+            case _:
+                return Outcome.FAILED, 500
 
     def _finish(self, caller: Caller, route: Route, request: InferenceRequest, tally: _Tally) -> None:
         backend = tally.backend
@@ -146,7 +160,7 @@ class Dispatcher:
             backend=backend.name if backend else None,
             tier=backend.tier if backend else None,
             attempts=tally.attempts,
-            outcome=tally.outcome,
+            outcome=tally.outcome or Outcome.FAILED,
             status=tally.status,
             usage=usage,
             cost=(backend.price if backend else FREE).cost(usage),

@@ -1,27 +1,26 @@
-"""HTTP in front of dispatch: read the request, write the answer, and notice when the client leaves.
+"""HTTP in front of dispatch: read the request, write the answer.
 
-Inference endpoints are plain ASGI: what lies between a client and its tokens is on this page.
+Plain ASGI: what lies between a client and its tokens is on this page.
 """
 
 import asyncio
 import re
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from meritorder.core.catalog import Endpoint
-from meritorder.core.errors import BodyTooLarge, InvalidRequest, RequestError
+from meritorder.core.errors import InternalError, RequestError, ShuttingDown
 from meritorder.core.request import Caller
-from meritorder.core.status import Phase
 from meritorder.ingress.auth import Authenticator
+from meritorder.ingress.body import Body, ClientLeft
 from meritorder.ingress.dispatch import Dispatcher
+from meritorder.ingress.drain import OpenRequests
 from meritorder.ingress.world import World
+from meritorder.telemetry.logs import log_fault
 from meritorder.telemetry.metrics import Metrics
 from meritorder.wire import errors as wire_errors
 from meritorder.wire.openai import parse_request
@@ -29,191 +28,113 @@ from meritorder.wire.openai import parse_request
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
-class ClientLeft(Exception):
-    """The connection closed before the request was read whole."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every inference endpoint works with."""
+
+    world: World
+    authenticator: Authenticator
+    dispatcher: Dispatcher
+    open_requests: OpenRequests
+    metrics: Metrics
+    max_body_bytes: int
 
 
 class InferenceEndpoint:
     """One inference endpoint, as an ASGI application."""
 
-    def __init__(self, endpoint: Endpoint, ingress: "HttpIngress") -> None:
+    def __init__(self, endpoint: Endpoint, parts: Parts) -> None:
         self._endpoint = endpoint
-        self._ingress = ingress
+        self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        request_id = _request_id(headers.get(b"x-request-id"))
+        response = _Response(send, request_id(headers), self._parts.metrics)
+        body = Body(headers, receive, self._parts.max_body_bytes)
         try:
-            caller = self._ingress.caller(headers)
-            body = await _read_body(headers, receive, self._ingress.max_body_bytes)
+            caller = self._parts.authenticator.caller(authorization(headers), self._parts.world.catalog)
+            content = await body.read()
         except RequestError as error:
-            await self._ingress.refuse(send, request_id, error)
+            await response.refuse(error, unread=body)
         except ClientLeft:
             return
         else:
-            answer = self._answer(caller, request_id, body, send)
-            await _while_connected(receive, answer)
+            await self._parts.open_requests.answer(receive, self._answer(caller, content, response))
 
-    async def _answer(self, caller: Caller, request_id: str, body: bytes, send: Send) -> None:
+    async def _answer(self, caller: Caller, body: bytes, response: "_Response") -> None:
         try:
-            request = parse_request(request_id, self._endpoint, body)
+            request = parse_request(response.request_id, self._endpoint, body)
             async with (
-                self._ingress.dispatcher.dispatch(caller, request) as reply,
+                self._parts.dispatcher.dispatch(caller, request) as reply,
                 aclosing(reply.chunks) as chunks,
             ):
-                await _start(send, reply.status, {**reply.headers, "x-request-id": request_id})
+                await response.start(reply.status, reply.headers)
                 async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await response.write(chunk)
+                await response.end()
         except RequestError as error:
-            await self._ingress.refuse(send, request_id, error)
+            await response.refuse(error)
+        except asyncio.CancelledError:
+            if not self._parts.world.halted:
+                raise  # the client left
+            await response.break_off(ShuttingDown())
+        except Exception as error:
+            log_fault(response.request_id, error)
+            await response.break_off(InternalError())
 
 
-class HttpIngress:
-    """The HTTP surface. `routes` is what an ASGI application is made of."""
+@dataclass(slots=True)
+class _Response:
+    """The answer to one request, on its way to the client."""
 
-    def __init__(
-        self,
-        world: World,
-        authenticator: Authenticator,
-        dispatcher: Dispatcher,
-        metrics: Metrics,
-        max_body_bytes: int,
-    ) -> None:
-        self._world = world
-        self._authenticator = authenticator
-        self._metrics = metrics
-        self.dispatcher = dispatcher
-        self.max_body_bytes = max_body_bytes
+    _send: Send
+    request_id: str
+    _metrics: Metrics
+    _started: bool = field(default=False, init=False)
 
-    @property
-    def routes(self) -> list[Route]:
-        inference = [
-            Route(f"/v1/{endpoint}", InferenceEndpoint(endpoint, self), methods=["POST"]) for endpoint in Endpoint
-        ]
-        return [
-            *inference,
-            Route("/v1/models", self.models, methods=["GET"]),
-            Route("/healthz", self.healthz, methods=["GET"]),
-            Route("/readyz", self.readyz, methods=["GET"]),
-            Route("/metrics", self.metrics, methods=["GET"]),
-        ]
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        self._started = True
+        # A backend's header may be anything but ASCII, and goes on as the bytes that it came as.
+        named = {**headers, "x-request-id": self.request_id}
+        raw = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in named.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
-    def caller(self, headers: dict[bytes, bytes]) -> Caller:
-        authorization = headers.get(b"authorization")
-        text = authorization.decode("latin-1") if authorization else None
-        return self._authenticator.caller(text, self._world.catalog)
+    async def write(self, chunk: bytes) -> None:
+        # Waits while the client does not read, so a slow one slows its backend, and fills no memory here.
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    async def refuse(self, send: Send, request_id: str, error: RequestError) -> None:
-        """Answer with `error`."""
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def refuse(self, error: RequestError, unread: Body | None = None) -> None:
+        """Answer with `error`, and read what the client is still sending."""
         self._metrics.refused(error.code)
-        await _start(send, error.status, {**wire_errors.headers(error), "x-request-id": request_id})
-        await send({"type": "http.response.body", "body": wire_errors.body(error), "more_body": False})
+        body = wire_errors.body(error)
+        await self.start(error.status, {**wire_errors.headers(error), "content-length": str(len(body))})
+        if unread is not None:
+            # As long as the last byte is missing, the server leaves the connection open in both directions.
+            await self.write(body[:-1])
+            await unread.discard()
+            body = body[-1:]
+        await self.write(body)
+        await self.end()
 
-    async def models(self, request: Request) -> Response:
-        """The names that the caller may call, as OpenAI lists models."""
-        try:
-            caller = self.caller(dict(request.headers.raw))
-        except RequestError as error:
+    async def break_off(self, error: RequestError) -> None:
+        """End with `error`: as the response where none has begun, and inside the stream where one has."""
+        if not self._started:
+            await self.refuse(error)
+        else:
             self._metrics.refused(error.code)
-            return Response(wire_errors.body(error), error.status, wire_errors.headers(error))
-        names = self._world.catalog.callable_by(caller.team)
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "meritorder"} for name in names]
-        return _json({"object": "list", "data": models})
-
-    async def healthz(self, request: Request) -> Response:
-        """The process is alive; nothing else is asked."""
-        return _json({"status": "alive"})
-
-    async def readyz(self, request: Request) -> Response:
-        """Whether any route can be answered, and what every application is waiting for."""
-        catalog, statuses = self._world.catalog, self._world.statuses
-        applications = [
-            {"application": status.application, "phase": status.phase.value, "message": status.message}
-            for status in statuses.values()
-        ]
-        up = {status.application for status in statuses.values() if status.phase is Phase.READY}
-        routes = [
-            {
-                "route": route.name,
-                "ready": [name for name in route.candidates if catalog.backends[name].application in up],
-                "candidates": len(route.candidates),
-            }
-            for route in catalog.routes.values()
-        ]
-        ready = any(route["ready"] for route in routes)
-        report = {
-            "status": "ready" if ready else "not ready",
-            "routes": routes,
-            "applications": applications,
-            "configuration": {"generation": catalog.generation, "problem": self._world.problem},
-        }
-        return _json(report, 200 if ready else 503)
-
-    async def metrics(self, request: Request) -> Response:
-        for backend, count in self._world.in_flight().items():
-            self._metrics.in_flight.labels(backend).set(count)
-        return Response(self._metrics.exposition(), media_type=None, headers={"content-type": Metrics.content_type})
+            await self.write(wire_errors.stream_event(error))
+            await self.end()
 
 
-async def not_found(request: Request, error: Exception) -> Response:
-    """A path or a method that is not served, in OpenAI's error shape."""
-    status = getattr(error, "status_code", 404)
-    said = InvalidRequest(
-        f"{request.method} {request.url.path[:200]} is not served here; POST /v1/chat/completions, /v1/completions "
-        "or /v1/embeddings, or GET /v1/models.",
-        code="unknown_url",
-    )
-    said.status = status
-    return Response(wire_errors.body(said), status, wire_errors.headers(said))
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The client's own id of the request where it is short and plain, or a new one."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
 
 
-async def _read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    announced = headers.get(b"content-length", b"0")
-    if announced.isdigit() and int(announced) > limit:
-        raise BodyTooLarge(limit)
-    chunks, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
-            raise BodyTooLarge(limit)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-async def _while_connected(receive: Receive, work: Coroutine[None, None, None]) -> None:
-    """Do `work`, and cancel it when the client leaves."""
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(_disconnected(receive))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-        if not task.cancelled():
-            task.result()
-    finally:
-        watch.cancel()
-        task.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _start(send: Send, status: int, headers: dict[str, str]) -> None:
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-def _request_id(given: bytes | None) -> str:
-    return given.decode() if given and _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+def authorization(headers: Mapping[bytes, bytes]) -> str | None:
+    value = headers.get(b"authorization")
+    return None if value is None else value.decode("latin-1")

@@ -18,6 +18,8 @@ from meritorder.core.errors import (
 from meritorder.core.plan import Rejection, RoutePlan
 from meritorder.core.request import Caller, InferenceRequest
 
+_NOT_READY_RETRY_SECONDS = 5.0
+
 
 def find_route(catalog: Catalog, caller: Caller, model: str) -> Route:
     """The route of that name.
@@ -48,7 +50,10 @@ def nothing_to_try(route: Route, request: InferenceRequest, plan: RoutePlan) -> 
             param="model",
         )
     said = "; ".join(f"{rejected.backend.name!r} {rejected.reason}" for rejected in plan.rejected)
-    return NotReady(f"No backend can answer for {route.name!r} now: {said}.", retry_after=5)
+    return NotReady(
+        f"No backend can answer for {route.name!r} now: {said}. Try again later; GET /readyz says more.",
+        retry_after=_NOT_READY_RETRY_SECONDS,
+    )
 
 
 def all_failed(failures: Sequence[tuple[Backend, AttemptFailed]]) -> RequestError:

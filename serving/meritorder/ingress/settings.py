@@ -30,5 +30,5 @@ class Settings:
     status_poll_seconds: float = 0.1
     """Traffic moves to a backend that has become ready, or away from one that has not, within this time."""
 
-    drain_seconds: int = 30
-    """How long open requests may go on after a request to stop."""
+    drain_seconds: float = 30.0
+    """How long open requests may go on after a request to stop; Kubernetes kills a pod after 30 s unless told."""

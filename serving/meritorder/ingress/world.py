@@ -24,12 +24,17 @@ _DOWN = frozenset({Failure.UNREACHABLE, Failure.BUSY, Failure.CREDENTIALS, Failu
 
 
 class World:
-    """One per ingress process, changed only in its event loop; `snapshot` is how everyone else sees it."""
+    """One per ingress process, changed only in its event loop; `snapshot` is how everyone else sees it.
+
+    `problem` is why the manifests as they stand are not in force. `halted` says that this process ends now, and
+    cuts off what is still open.
+    """
 
     def __init__(self) -> None:
         self.catalog: Catalog = _EMPTY
         self.statuses: Mapping[str, ApplicationStatus] = {}
         self.problem: str | None = None
+        self.halted = False
         self._in_flight: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._rests_until: dict[str, float] = {}
@@ -40,7 +45,10 @@ class World:
 
     @contextmanager
     def occupied(self, backend: str) -> Iterator[None]:
-        """Count a request as in flight, from before its first byte is sent, so that a burst does not herd."""
+        """Count a request as in flight, from before its first byte is sent, so that a burst does not herd.
+
+        There must be no await between the plan and this.
+        """
         self._in_flight[backend] += 1
         try:
             yield
@@ -51,6 +59,7 @@ class World:
         return self._in_flight
 
     def succeeded(self, backend: str) -> None:
+        """Take note of an answer that was complete."""
         self._failures.pop(backend, None)
         self._rests_until.pop(backend, None)
 

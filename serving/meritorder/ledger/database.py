@@ -3,10 +3,12 @@
 import contextlib
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 FILE = "meritorder.db"
 
+_PATIENCE_SECONDS = 10.0
 _SCHEMA_VERSION = 1
 _SCHEMA = (
     """
@@ -56,11 +58,28 @@ def connect(state_dir: Path) -> sqlite3.Connection:
     # (sqlite.org/howtocorrupt.html), and the next program to leave would take the write-ahead log away.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    _migrate(connection, path)
+    connection = sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        _write_ahead(connection)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _migrate(connection, path)
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Let readers and a writer work at once. The file remembers it, so only the first has to ask."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            # It takes the file for itself, and SQLite does not wait for that as it does for all else.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -4,17 +4,21 @@ A key is random and long, so a fast keyed hash is enough: whoever has the databa
 can neither use a key nor test a guess (OWASP Cryptographic Storage Cheat Sheet).
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
 import sqlite3
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 SECRET_FILE = "key.secret"
 PREFIX = "mo-"
+
+_SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +75,30 @@ class KeyStore:
 
 
 def load_secret(state_dir: Path) -> bytes:
-    """The secret in `state_dir`, made on first use; only its owner may read it."""
+    """The secret in `state_dir`, made on first use; only its owner may read it.
+
+    Raises:
+        RuntimeError: there is one, and it cannot be right.
+    """
     path = state_dir / SECRET_FILE
-    fresh = state_dir / f"{SECRET_FILE}.{os.getpid()}"
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(32))
+        _make_secret(path)
+    secret = path.read_bytes()
+    if len(secret) != _SECRET_BYTES:
+        raise RuntimeError(f"{path} is damaged; restore it, or remove it and make all keys anew")
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    """Write a new secret to `path`, whole or not at all; where another process is first, its secret stays."""
+    descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # only its owner may read it
     try:
-        os.link(fresh, path)  # atomic, and fails where another process was first
-    except FileExistsError:
-        pass
+        with open(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
     finally:
-        fresh.unlink()
-    return path.read_bytes()
+        os.unlink(fresh)

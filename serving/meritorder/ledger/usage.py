@@ -19,17 +19,25 @@ _COLUMNS = (
     "request_id, started_at, team, route, endpoint, backend, tier, attempts, outcome, status, input_tokens, "
     "cached_input_tokens, output_tokens, estimated, cost_usd, time_to_first_token, duration"
 )
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS = 0.5
+_BUSY_MILLISECONDS = 1000
 _STOP = None
 
 
 class UsageWriter:
-    """The only writer of usage. `record` never blocks; `close` returns when all is written."""
+    """The only writer of usage. `record` never blocks; `close` returns when all is written.
 
-    def __init__(self, state_dir: Path) -> None:
+    A database that is locked, or a disk that is full, is waited for: for ever while the program runs, and for
+    `patience` seconds at its end.
+    """
+
+    def __init__(self, state_dir: Path, patience: float = 5.0) -> None:
+        self._patience = patience
         self._db = connect(state_dir)
+        self._db.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
         self._queue: queue.SimpleQueue[UsageRecord | None] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._deadline = 0.0
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
 
@@ -37,9 +45,10 @@ class UsageWriter:
         self._queue.put(record)
 
     def close(self) -> None:
+        self._deadline = time.monotonic() + self._patience
         self._closing.set()
         self._queue.put(_STOP)
-        self._thread.join(timeout=10)
+        self._thread.join()
 
     def _run(self) -> None:
         running = True
@@ -60,30 +69,44 @@ class UsageWriter:
         return batch, False
 
     def _write(self, batch: Sequence[UsageRecord]) -> None:
-        rows = [_row(record) for record in batch]
-        while rows:
+        while batch:
             try:
-                with self._db:
-                    self._db.execute("BEGIN")
-                    # A record that was written just before an error is not written twice.
-                    marks = ", ".join("?" * len(rows[0]))
-                    self._db.executemany(f"INSERT OR IGNORE INTO usage ({_COLUMNS}) VALUES ({marks})", rows)
+                self._insert(batch)
                 return
-            except sqlite3.Error as error:
-                log.error("usage records wait: %d cannot be written: %s", len(rows), error)
-                if self._closing.wait(_RETRY_SECONDS):
-                    log.error("usage records lost at exit: %d", len(rows))
+            except sqlite3.OperationalError as error:
+                log.error("%d usage records wait for the database: %s", len(batch), error)
+                if not self._wait_to_retry():
+                    log.error("%d usage records are lost; what they said is in the log lines above", len(batch))
                     return
+            except Exception as error:
+                # It is the records, then, and not the database. One of them must not take the others along.
+                if len(batch) == 1:
+                    log.error("the usage record of %s cannot be written: %s", batch[0].request_id, error)
+                    return
+                for record in batch:
+                    self._write([record])
+                return
+
+    def _insert(self, batch: Sequence[UsageRecord]) -> None:
+        rows = [_row(record) for record in batch]
+        marks = ", ".join("?" * len(rows[0]))
+        with self._db:  # all of them or none, so that trying again writes nothing twice
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(f"INSERT INTO usage ({_COLUMNS}) VALUES ({marks})", rows)
+
+    def _wait_to_retry(self) -> bool:
+        """Wait a little; False where there is no more time to try again."""
+        self._closing.wait(_RETRY_SECONDS)
+        if not self._closing.is_set():
+            return True
+        time.sleep(min(_RETRY_SECONDS, max(0.0, self._deadline - time.monotonic())))
+        return time.monotonic() < self._deadline
 
 
 def find(connection: sqlite3.Connection, request_ids: Iterable[str]) -> list[UsageRecord]:
     """The records of `request_ids` that have been written, in the order of the ids."""
-    found = []
-    for request_id in request_ids:
-        row = connection.execute(f"SELECT {_COLUMNS} FROM usage WHERE request_id = ?", (request_id,)).fetchone()
-        if row is not None:
-            found.append(_record(row))
-    return found
+    query = f"SELECT {_COLUMNS} FROM usage WHERE request_id = ? ORDER BY id"
+    return [_record(row) for request_id in request_ids for row in connection.execute(query, (request_id,)).fetchall()]
 
 
 def wait_for(connection: sqlite3.Connection, request_ids: Sequence[str], timeout: float = 5.0) -> list[UsageRecord]:

@@ -9,6 +9,14 @@ from meritorder.core.plan import Attempt, Rejected, Rejection, RoutePlan
 from meritorder.core.status import Phase
 from meritorder.routing.snapshot import Snapshot
 
+_WAITS = {
+    # Why it waits is for the operator, on /readyz: a log's last words may have an address in them.
+    Phase.PENDING: "waits to be deployed",
+    Phase.STARTING: "is starting",
+    Phase.READY: "is starting",  # and does not listen yet
+    Phase.FAILED: "has failed",
+}
+
 
 def plan(snapshot: Snapshot, route: Route, endpoint: Endpoint, now: float) -> RoutePlan:
     """Rank the candidates of `route` for one request; `now` is in seconds, on the snapshot's clock."""
@@ -36,8 +44,7 @@ def _usable(snapshot: Snapshot, backend: Backend, endpoint: Endpoint) -> str | R
         return Rejected(backend, Rejection.ENDPOINT, f"does not serve /v1/{endpoint}")
     status = snapshot.statuses.get(backend.application)
     if status is None:
-        return Rejected(backend, Rejection.NOT_READY, "is not deployed yet")
+        return Rejected(backend, Rejection.NOT_READY, _WAITS[Phase.PENDING])
     if status.phase is not Phase.READY or status.endpoint is None:
-        reason = status.message or f"is {status.phase.value.lower()}"
-        return Rejected(backend, Rejection.NOT_READY, reason)
+        return Rejected(backend, Rejection.NOT_READY, _WAITS[status.phase])
     return status.endpoint

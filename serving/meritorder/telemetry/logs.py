@@ -1,17 +1,27 @@
-"""Logs: JSON, one line each. A line has names, numbers and outcomes; never a key, a header value or a prompt."""
+"""Logs: JSON, one line each. A line has names, numbers and outcomes; never a key, a header value or a prompt.
+
+The one thing in a log that a client chooses is the request's id, which is short and plain text.
+"""
 
 import json
 import logging
 import sys
 import time
+import traceback
+from types import TracebackType
 
 from meritorder.core.usage import UsageRecord
 
 _requests = logging.getLogger("meritorder.requests")
+_faults = logging.getLogger("meritorder.faults")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON; `fields` given as `extra` join it."""
+    """A record as one line of JSON; `fields` given as `extra` join it.
+
+    Of an exception it tells the type and the place. What a library's exception says may quote an address or a
+    header; who logs one and knows better puts it into the message.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -22,8 +32,9 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = record.exc_info[0].__qualname__
+            line["at"] = _frames(record.exc_info[2])
         return json.dumps(line, default=str)
 
 
@@ -54,3 +65,12 @@ def log_request(record: UsageRecord) -> None:
         "duration": round(record.duration, 6),
     }
     _requests.info("request", extra={"fields": fields})
+
+
+def log_fault(request_id: str, error: Exception) -> None:
+    """A fault of this program, met by one request."""
+    _faults.error("a request met a fault", exc_info=error, extra={"fields": {"request_id": request_id}})
+
+
+def _frames(trace: TracebackType | None) -> list[str]:
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]

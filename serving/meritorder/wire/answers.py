@@ -1,4 +1,8 @@
-"""Answers in OpenAI's format: what the ledger needs of them, and whether they are answers at all."""
+"""Answers in OpenAI's format: what the ledger needs of them, and whether they are answers at all.
+
+Only what decides something is checked. Usage in a shape of its own, say, is no reason to break a stream that
+the client can read well: it is estimated then.
+"""
 
 from typing import Any
 
@@ -6,7 +10,7 @@ import msgspec
 
 from meritorder.core.request import InferenceRequest
 from meritorder.core.usage import Usage
-from meritorder.wire.sse import DONE, data_of
+from meritorder.wire.sse import DONE, data_of, is_silent
 
 
 class MalformedAnswer(Exception):
@@ -21,48 +25,48 @@ class ErrorEvent(Exception):
         self.status = status
 
 
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-
-
 class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
+    delta: Any = msgspec.UNSET
+    text: Any = msgspec.UNSET
 
 
 class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: Any = None
     choices: list[_Choice] | None = None
     error: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Answer)
 
+_MOST_TOKENS = 10**12
+"""More than any answer has; a number beyond it is a fault, and would not fit into the database."""
+
 
 class StreamReader:
-    """Reads a stream event by event as it passes: usage, the end, and errors; the bytes stay as they are."""
+    """Reads a stream event by event as it passes: usage, the end, and errors; the bytes stay as they are.
 
-    __slots__ = ("content_events", "done", "usage")
+    `tokens` counts the events that say something. A stream opens with one that has nothing but a role, which
+    OpenAI sends before the model has begun to think.
+    """
+
+    __slots__ = ("done", "tokens", "usage")
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self.done = False
-        self.content_events = 0
+        self.tokens = 0
 
     def read(self, event: bytes) -> bool:
         """Take in one event; True where it has nothing but usage, which only some clients ask for.
 
         Raises:
-            MalformedAnswer: the event is no JSON object.
+            MalformedAnswer: the event is none, or has data that is no JSON object.
             ErrorEvent: the event is an error.
         """
         data = data_of(event)
         if data is None:
+            if not is_silent(event):
+                raise MalformedAnswer
             return False
         if data == DONE:
             self.done = True
@@ -70,12 +74,11 @@ class StreamReader:
         answer = _decode(data)
         if answer.error is not None:
             raise ErrorEvent(_status_of(answer.error))
-        if answer.choices:
-            self.content_events += 1
-        if answer.usage is not None:
-            self.usage = _usage(answer.usage)
-            return not answer.choices
-        return False
+        self.tokens += any(_says_something(choice) for choice in answer.choices or ())
+        if answer.usage is None:
+            return False
+        self.usage = _usage(answer.usage) or self.usage
+        return not answer.choices
 
 
 def usage_of(body: bytes) -> Usage | None:
@@ -84,16 +87,23 @@ def usage_of(body: bytes) -> Usage | None:
     Raises:
         MalformedAnswer: the body is no JSON object.
     """
-    answer = _decode(body)
-    return _usage(answer.usage) if answer.usage is not None else None
+    return _usage(_decode(body).usage)
 
 
-def estimate(request: InferenceRequest, content_events: int) -> Usage:
+def is_error(body: bytes) -> bool:
+    """Whether `body` is an error that a client of OpenAI can read."""
+    try:
+        return _decode(body).error is not None
+    except MalformedAnswer:
+        return False
+
+
+def estimate(request: InferenceRequest, tokens: int) -> Usage:
     """Usage where none was reported: four bytes of request a token, and a token per event of the answer.
 
     The first is OpenAI's rule of thumb for English text; the second is how engines stream.
     """
-    return Usage(max(1, request.body_size // 4), content_events, estimated=True)
+    return Usage(max(1, request.body_size // 4), tokens, estimated=True)
 
 
 def _decode(data: bytes) -> _Answer:
@@ -103,11 +113,25 @@ def _decode(data: bytes) -> _Answer:
         raise MalformedAnswer from None
 
 
-def _usage(usage: _Usage) -> Usage:
-    prompt = max(0, usage.prompt_tokens or 0)
-    details = usage.prompt_tokens_details
-    cached = details.cached_tokens or 0 if details else 0
-    return Usage(prompt, max(0, usage.completion_tokens or 0), min(max(0, cached), prompt))
+def _says_something(choice: _Choice) -> bool:
+    if isinstance(choice.delta, dict):
+        return any(value for name, value in choice.delta.items() if name != "role")
+    if choice.delta is choice.text is msgspec.UNSET:
+        return True  # in a way that nobody here knows
+    return bool(choice.text)
+
+
+def _usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    return Usage(prompt, completion, min(cached, prompt))
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else 0
 
 
 def _status_of(error: Any) -> int | None:

@@ -70,8 +70,7 @@ def parse_request(request_id: str, endpoint: Endpoint, body: bytes) -> Inference
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        detail = str(error).removeprefix("JSON is malformed: ")
-        raise InvalidRequest(f"The body is not valid JSON: {detail}.", code="invalid_json") from None
+        raise InvalidRequest(f"The body is not valid JSON: {_detail(error, body)}.", code="invalid_json") from None
     stream = bool(getattr(parsed, "stream", False))
     options = getattr(parsed, "stream_options", None)
     if options is not None and not stream:
@@ -92,6 +91,16 @@ def parse_request(request_id: str, endpoint: Endpoint, body: bytes) -> Inference
         body_size=len(body),
         body_for=body_for,
     )
+
+
+def _detail(error: Exception, body: bytes) -> str:
+    if not body:
+        return "it is empty"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return _lower(str(error).removeprefix("JSON is malformed: "))
 
 
 def _overrides(upstream_model: str, fields: dict[str, msgspec.Raw], stream: bool) -> dict[str, Any]:
@@ -122,4 +131,4 @@ def _invalid_field(text: str) -> InvalidRequest:
 
 
 def _lower(text: str) -> str:
-    return (text[:1].lower() + text[1:]).replace("`", "")
+    return re.sub(r"\bstr\b", "string", text[:1].lower() + text[1:]).replace("`", "").replace(" | ", " or ")

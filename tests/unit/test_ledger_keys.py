@@ -1,0 +1,135 @@
+"""API keys: made once, shown once, kept as an HMAC."""
+
+import multiprocessing
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meritorder.ledger.database import connect
+from meritorder.ledger.keys import SECRET_FILE, KeyStore, load_secret
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[KeyStore]:
+    connection = connect(tmp_path)
+    yield KeyStore(connection, load_secret(tmp_path))
+    connection.close()
+
+
+def test_a_key_is_found_by_its_digest(store: KeyStore) -> None:
+    key, text = store.create("demo", "for the docs")
+    assert text.startswith("mo-")
+    assert store.active() == {store.digest(text): key}
+    assert (key.team, key.name, key.revoked_at) == ("demo", "for the docs", None)
+
+
+def test_no_two_keys_are_the_same(store: KeyStore) -> None:
+    made = [store.create("demo") for _ in range(50)]
+    assert len({text for _, text in made}) == len({key.id for key, _ in made}) == 50
+
+
+def test_keys_are_listed_in_the_order_of_their_making(store: KeyStore) -> None:
+    made = [store.create(team)[0] for team in ("one", "two", "three")]
+    assert store.list() == made
+
+
+def test_a_revoked_key_is_listed_and_not_active(store: KeyStore) -> None:
+    key, _ = store.create("demo")
+    other, text = store.create("demo")
+    assert store.revoke(key.id)
+    assert store.active() == {store.digest(text): other}
+    [revoked, kept] = store.list()
+    assert revoked.revoked_at is not None
+    assert kept.revoked_at is None
+
+
+def test_a_key_is_revoked_once(store: KeyStore) -> None:
+    key, _ = store.create("demo")
+    assert [store.revoke(key.id), store.revoke(key.id), store.revoke("key_none")] == [True, False, False]
+
+
+def test_a_change_by_another_connection_is_noticed(store: KeyStore, tmp_path: Path) -> None:
+    before = store.version()
+    assert store.version() == before
+    elsewhere = connect(tmp_path)
+    KeyStore(elsewhere, load_secret(tmp_path)).create("demo")
+    elsewhere.close()
+    assert store.version() != before
+
+
+def test_the_key_itself_is_in_no_file(tmp_path: Path) -> None:
+    connection = connect(tmp_path)
+    store = KeyStore(connection, load_secret(tmp_path))
+    _, text = store.create("demo")
+    digest = store.digest(text)
+    connection.close()
+    written = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert digest in written
+    assert text.encode() not in written
+    assert text.removeprefix("mo-").encode() not in written
+
+
+def test_a_digest_is_worth_nothing_without_the_secret(store: KeyStore, tmp_path: Path) -> None:
+    _, text = store.create("demo")
+    connection = connect(tmp_path)
+    assert KeyStore(connection, b"another secret of thirty-two byte").digest(text) not in store.active()
+    connection.close()
+
+
+@pytest.mark.parametrize("text", ["", "ümlaut", "\udcff", "x" * 100_000], ids=["empty", "umlaut", "no text", "long"])
+def test_whatever_a_client_sends_has_a_digest(store: KeyStore, text: str) -> None:
+    assert len(store.digest(text)) == 32
+
+
+def test_only_the_owner_may_read_any_file(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    connection = connect(folder)
+    KeyStore(connection, load_secret(folder)).create("demo")
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+    connection.close()
+    assert {"meritorder.db", "meritorder.db-wal", SECRET_FILE} <= modes.keys()
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_the_secret_is_made_once(tmp_path: Path) -> None:
+    first = load_secret(tmp_path)
+    assert load_secret(tmp_path) == first
+    assert [file.name for file in tmp_path.iterdir()] == [SECRET_FILE]
+
+
+def test_programs_that_come_at_once_agree_on_a_secret_and_a_schema(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from meritorder.ledger.database import connect
+from meritorder.ledger.keys import KeyStore, load_secret
+
+folder, start = Path(sys.argv[1]), float(sys.argv[2])
+time.sleep(max(0, start - time.time()))
+KeyStore(connect(folder), load_secret(folder)).create("demo")
+print(load_secret(folder).hex())
+"""
+    start = str(time.time() + 1.0)
+    programs = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "new"), start], stdout=subprocess.PIPE, text=True)
+        for _ in range(2 * multiprocessing.cpu_count())
+    ]
+    secrets = {program.communicate(timeout=60)[0] for program in programs}
+    assert [program.returncode for program in programs] == [0] * len(programs)
+    assert len(secrets) == 1
+    connection = connect(tmp_path / "new")
+    assert len(KeyStore(connection, b"").list()) == len(programs)
+    connection.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"too short", b"x" * 33])
+def test_a_damaged_secret_is_not_used(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / SECRET_FILE).write_bytes(content)
+    with pytest.raises(RuntimeError, match="is damaged; restore it, or remove it and make all keys anew"):
+        load_secret(tmp_path)

@@ -1,0 +1,156 @@
+"""Answers in OpenAI's format: usage, errors in mid-stream, and bytes that are no answer."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meritorder.core.catalog import Endpoint
+from meritorder.core.request import InferenceRequest
+from meritorder.core.usage import Usage
+from meritorder.wire.answers import ErrorEvent, MalformedAnswer, StreamReader, estimate, is_error, usage_of
+
+
+def data(json: bytes) -> bytes:
+    return b"data: " + json + b"\n\n"
+
+
+def delta(json: bytes) -> bytes:
+    return data(b'{"choices":[{"index":0,"delta":' + json + b"}]}")
+
+
+class TestTokens:
+    @pytest.mark.parametrize(
+        ("event", "tokens"),
+        [
+            pytest.param(delta(b'{"content":"a"}'), 1, id="text"),
+            pytest.param(delta(b'{"role":"assistant","content":"a"}'), 1, id="text with a role"),
+            pytest.param(delta(b'{"tool_calls":[{"index":0}]}'), 1, id="a tool call"),
+            pytest.param(delta(b'{"refusal":"no"}'), 1, id="a refusal"),
+            pytest.param(delta(b'{"reasoning_content":"hm"}'), 1, id="a thought"),
+            pytest.param(data(b'{"choices":[{"text":"a"}]}'), 1, id="text of a completion"),
+            pytest.param(data(b'{"choices":[{"text":"a"},{"text":"b"}]}'), 1, id="several choices"),
+            pytest.param(data(b'{"choices":[{"something_new":1}]}'), 1, id="a choice of a new kind"),
+            pytest.param(delta(b'{"role":"assistant","content":""}'), 0, id="a role"),
+            pytest.param(delta(b'{"role":"assistant","content":null,"refusal":null}'), 0, id="a role and nulls"),
+            pytest.param(delta(b"{}"), 0, id="nothing"),
+            pytest.param(data(b'{"choices":[{"text":"","finish_reason":"stop"}]}'), 0, id="the end of a completion"),
+            pytest.param(data(b'{"choices":[]}'), 0, id="no choice"),
+            pytest.param(data(b"{}"), 0, id="an empty object"),
+            pytest.param(b": ping\n\n", 0, id="a comment"),
+        ],
+    )
+    def test_an_event_that_says_something_counts(self, event: bytes, tokens: int) -> None:
+        reader = StreamReader()
+        reader.read(event)
+        assert reader.tokens == tokens
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("usage", "expected"),
+        [
+            (b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}', Usage(3, 4)),
+            (b'{"prompt_tokens":3}', Usage(3, 0)),
+            (b"{}", Usage()),
+            (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":5}}', Usage(9, 0, 5)),
+            (b'{"prompt_tokens":9,"prompt_tokens_details":null}', Usage(9)),
+            (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":null}}', Usage(9)),
+            (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":50}}', Usage(9, 0, 9)),
+            (b'{"prompt_tokens":-1,"completion_tokens":4}', Usage(0, 4)),
+            (b'{"prompt_tokens":"3","completion_tokens":true}', Usage()),
+            (b'{"prompt_tokens":1e99}', Usage()),
+            (b'{"prompt_tokens":99999999999999999999}', Usage()),
+            (b"null", None),
+            (b"[]", None),
+            (b'"many"', None),
+        ],
+    )
+    def test_what_is_reported(self, usage: bytes, expected: Usage | None) -> None:
+        assert usage_of(b'{"choices":[],"usage":' + usage + b"}") == expected
+        reader = StreamReader()
+        reader.read(data(b'{"choices":[],"usage":' + usage + b"}"))
+        assert reader.usage == expected
+
+    def test_an_answer_without_usage_reports_none(self) -> None:
+        assert usage_of(b'{"choices":[]}') is None
+
+    @pytest.mark.parametrize(
+        ("event", "usage_only"),
+        [
+            (b'{"choices":[],"usage":{}}', True),
+            (b'{"usage":{}}', True),
+            (b'{"choices":[{"delta":{}}],"usage":{}}', False),
+            (b'{"choices":[],"usage":null}', False),
+            (b'{"choices":[]}', False),
+        ],
+    )
+    def test_an_event_with_nothing_but_usage_is_told_apart(self, event: bytes, usage_only: bool) -> None:
+        assert StreamReader().read(data(event)) is usage_only
+
+    def test_the_last_report_counts(self) -> None:
+        reader = StreamReader()
+        for count in (1, 2, 3):
+            reader.read(data(b'{"choices":[{}],"usage":{"completion_tokens":%d}}' % count))
+        assert reader.usage == Usage(0, 3)
+
+    @pytest.mark.parametrize(("size", "tokens"), [(0, 1), (3, 1), (4, 1), (400, 100)])
+    def test_an_estimate(self, size: int, tokens: int) -> None:
+        request = InferenceRequest("r", Endpoint.CHAT_COMPLETIONS, "m", True, False, size, lambda name: b"")
+        assert estimate(request, 7) == Usage(tokens, 7, estimated=True)
+
+
+class TestEnds:
+    @pytest.mark.parametrize("event", [b"data: [DONE]\n\n", b"data:[DONE]\r\n\r\n", b"data:  [DONE] \n\n"])
+    def test_done(self, event: bytes) -> None:
+        reader = StreamReader()
+        assert reader.read(event) is False
+        assert reader.done
+
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [
+            (b'{"message":"m","code":500}', 500),
+            (b'{"message":"m","code":"server_error"}', None),
+            (b'{"message":"m","code":12}', None),
+            (b'"a text"', None),
+            (b"{}", None),
+        ],
+    )
+    def test_an_error_event(self, error: bytes, status: int | None) -> None:
+        with pytest.raises(ErrorEvent) as caught:
+            StreamReader().read(data(b'{"error":' + error + b"}"))
+        assert caught.value.status == status
+
+    def test_an_error_that_is_null_is_none(self) -> None:
+        assert StreamReader().read(data(b'{"error":null,"choices":[]}')) is False
+
+    @pytest.mark.parametrize(
+        "json", [b"", b"{", b"[]", b"text", b'"text"', b'{"choices":{}}', b'{"choices":[1]}', b"\xff", b"[" * 100_000]
+    )
+    def test_what_is_no_answer(self, json: bytes) -> None:
+        with pytest.raises(MalformedAnswer):
+            StreamReader().read(data(json))
+        with pytest.raises(MalformedAnswer):
+            usage_of(json)
+
+    @given(event=st.binary(max_size=100))
+    def test_no_bytes_do_more_than_be_malformed(self, event: bytes) -> None:
+        reader = StreamReader()
+        try:
+            reader.read(event + b"\n\n")
+        except (MalformedAnswer, ErrorEvent):
+            assert not reader.done
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"error":{"message":"m"}}', True),
+        (b'{"error":null}', False),
+        (b'{"object":"error","message":"m"}', False),
+        (b"<html>", False),
+        (b"", False),
+    ],
+)
+def test_an_error_that_a_client_can_read(body: bytes, expected: bool) -> None:
+    assert is_error(body) is expected
