@@ -11,8 +11,9 @@ BIN := .venv/bin
 UV = $(or $(wildcard .tools/bin/uv),uv)
 CODE := serving operator loadtest tools tests
 
-# The hosted API of the demonstration. With OPENAI_API_KEY set it is the real one, otherwise a simulation.
-HOSTED ?= $(if $(OPENAI_API_KEY),examples/hosted/openai.yaml)
+# The hosted API of the demonstration. With OPENAI_API_KEY set it is the real one, otherwise a simulation. A key of
+# Merit Order's own, which a client of it may have in that variable, is none of OpenAI's.
+HOSTED ?= $(if $(filter-out mo-%,$(OPENAI_API_KEY)),examples/hosted/openai.yaml)
 
 .PHONY: help setup setup-run run test unit e2e lint fmt model clean
 

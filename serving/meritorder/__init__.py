@@ -4,7 +4,7 @@ Folders, from the ground up; an import goes downwards only (import-linter checks
 
 * `core`: plain types and rules that everything shares; standard library only.
 * `wire`, `routing`: pure functions, of bytes and of snapshots.
-* `manifests`, `ledger`, `backends`, `telemetry`, `testing`: one kind of I/O each.
+* `manifests`, `ledger`, `backends`, `telemetry`, `system`, `testing`: one kind of I/O each.
 * `ingress`, `deployments`, `cli`: the programs that put the parts together.
 """
 

@@ -139,6 +139,10 @@ class Ingress:
         self.manifest_file.parent.mkdir(exist_ok=True)
         self.manifest_file.write_text(self.manifests)
         self.keys |= {team: self.new_key(team) for team in ("demo", "narrow")}
+        self.restart()
+
+    def restart(self) -> None:
+        """Start it with the state directory as it is."""
         self.port = free_port()
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -242,6 +246,7 @@ class RawBackend:
     """A TCP server that answers each request with `replies`, the last of them again and again.
 
     A reply is a sequence of parts: bytes to send, or `WAIT` for `go`, `HOLD` until the client leaves, or `CLOSE`.
+    `blocked` says that nobody takes what it sends.
     """
 
     replies: list[tuple[bytes, ...]] = field(default_factory=list)
@@ -249,6 +254,7 @@ class RawBackend:
     go: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
     sent: int = 0
+    blocked: bool = False
     url: str = ""
 
     @contextlib.asynccontextmanager
@@ -264,6 +270,7 @@ class RawBackend:
         self.replies = [reply if isinstance(reply, tuple) else (reply,) for reply in replies]
         self.bodies.clear()
         self.connections = self.sent = 0
+        self.blocked = False
         self.go.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -281,7 +288,9 @@ class RawBackend:
                         await self.go.wait()
                         continue
                     writer.write(part)
+                    self.blocked = True
                     await writer.drain()
+                    self.blocked = False
                     self.sent += len(part)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

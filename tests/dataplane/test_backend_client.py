@@ -1,5 +1,6 @@
 """One attempt at one backend: the times it is given, and what it says when they have passed."""
 
+import asyncio
 import gzip
 import socket
 from collections.abc import AsyncIterator
@@ -7,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 import pytest_asyncio
-from tests.dataplane.conftest import HOLD, RawBackend, streamed, whole
+from tests.dataplane.conftest import CLOSE, HOLD, WAIT, RawBackend, eventually, streamed, whole
 
 from meritorder.backends.answer import Answer
 from meritorder.backends.client import BackendClient, Timeouts
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 BACKEND = Backend("b", Tier.HOSTED, "app", "up", frozenset(Endpoint), Price(Decimal(1), Decimal(1)))
 TOKEN = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+ANSWER = b'{"choices":[]}'
 SHORT = Timeouts(connect=0.2, first_byte=0.3, silence=0.2)
 
 
@@ -42,8 +44,16 @@ def request(stream: bool = True) -> InferenceRequest:
 
 async def failure(client: BackendClient, url: str, stream: bool = True) -> tuple[Failure, str]:
     with pytest.raises(AttemptFailed) as caught:
-        await client.open(Attempt(BACKEND, url, "has room"), request(stream))
+        await client.open(Attempt(BACKEND, url), request(stream))
     return caught.value.failure, caught.value.reason
+
+
+async def whole_answer(client: BackendClient, raw: RawBackend) -> list[bytes]:
+    answer = await client.open(Attempt(BACKEND, raw.url), request(stream=False))
+    try:
+        return await read(answer)
+    finally:
+        await answer.close()
 
 
 async def read(answer: Answer) -> list[bytes]:
@@ -68,7 +78,7 @@ async def test_an_answer_must_begin_in_time(
 
 async def test_a_stream_must_not_be_silent_for_long(client: BackendClient, raw: RawBackend) -> None:
     raw.reset((*streamed(TOKEN, end=False), HOLD))
-    answer = await client.open(Attempt(BACKEND, raw.url, "has room"), request())
+    answer = await client.open(Attempt(BACKEND, raw.url), request())
     with pytest.raises(AttemptFailed, match=r"was silent for 0\.2 s in the middle of its answer") as caught:
         await read(answer)
     await answer.close()
@@ -95,6 +105,37 @@ async def test_a_host_that_does_not_accept_in_time(client: BackendClient) -> Non
             one.close()
 
 
+class TestAConnectionThatIsUsedAgain:
+    async def test_one_that_fails_at_once_is_replaced(self, raw: RawBackend) -> None:
+        raw.reset(whole(ANSWER), (CLOSE,), whole(ANSWER))
+        async with BackendClient(Timeouts(at_once=5.0)) as client:
+            for _ in range(2):
+                assert await whole_answer(client, raw) == [ANSWER]
+        assert (len(raw.bodies), raw.connections) == (3, 2)
+
+    async def test_only_once(self, raw: RawBackend) -> None:
+        raw.reset(whole(ANSWER), (CLOSE,))
+        async with BackendClient(Timeouts(at_once=5.0)) as client:
+            await whole_answer(client, raw)
+            assert await failure(client, raw.url) == (Failure.BROKEN_STREAM, "closed the connection")
+        assert (len(raw.bodies), raw.connections) == (3, 2)
+
+    async def test_one_that_fails_later_may_have_been_worked_on_and_is_a_failure(self, raw: RawBackend) -> None:
+        raw.reset(whole(ANSWER), (WAIT, CLOSE), whole(ANSWER))
+
+        async def asked() -> bool:
+            return len(raw.bodies) == 2
+
+        async with BackendClient(Timeouts(at_once=0.05)) as client:
+            await whole_answer(client, raw)
+            attempt = asyncio.create_task(failure(client, raw.url))
+            await eventually(asked)
+            await asyncio.sleep(0.1)
+            raw.go.set()
+            assert await attempt == (Failure.BROKEN_STREAM, "closed the connection")
+        assert (len(raw.bodies), raw.connections) == (2, 1)
+
+
 async def test_no_reason_names_an_address(client: BackendClient) -> None:
     _, reason = await failure(client, "http://name-that-is-nowhere.invalid:1234")
     assert "invalid" not in reason
@@ -103,7 +144,7 @@ async def test_no_reason_names_an_address(client: BackendClient) -> None:
 
 async def test_a_compressed_answer_is_read_all_the_same(client: BackendClient, raw: RawBackend) -> None:
     raw.reset(whole(gzip.compress(b'{"choices":[]}'), "200 OK", b"content-encoding: gzip"))
-    answer = await client.open(Attempt(BACKEND, raw.url, "has room"), request(stream=False))
+    answer = await client.open(Attempt(BACKEND, raw.url), request(stream=False))
     assert await read(answer) == [b'{"choices":[]}']
     assert "content-encoding" not in answer.headers
     await answer.close()

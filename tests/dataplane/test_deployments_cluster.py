@@ -18,9 +18,9 @@ import pytest_asyncio
 from aiohttp import web
 
 from meritorder.core.status import ApplicationStatus, Phase
-from meritorder.deployments.local import LocalCluster
-from meritorder.deployments.processes import descendants
+from meritorder.deployments.local.cluster import LocalCluster
 from meritorder.manifests.kinds import Model, Provider
+from meritorder.system.processes import descendants
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="session")]
 
@@ -180,8 +180,11 @@ async def test_the_key_is_in_no_file(cluster: LocalCluster) -> None:
 
 async def test_it_stops_at_once_and_can_be_started_again(tmp_path: Path, upstream: Upstream) -> None:
     cluster = LocalCluster(tmp_path)
+    cluster.log_file.parent.mkdir()
     for _ in range(2):
+        cluster.log_file.write_text("of an earlier run\n")
         cluster.start()
+        assert "earlier" not in cluster.log_file.read_text()
         supervisor = _supervisor(tmp_path)
         started = {supervisor} | descendants(supervisor)
         assert len(started) > 5
@@ -210,7 +213,7 @@ async def test_nothing_is_left_when_the_parent_dies(tmp_path: Path, name: str) -
 def _kill_parent(state_dir: Path, kill: signal.Signals) -> None:
     script = (
         "import pathlib, sys, time\n"
-        "from meritorder.deployments.local import LocalCluster\n"
+        "from meritorder.deployments.local.cluster import LocalCluster\n"
         "with LocalCluster(pathlib.Path(sys.argv[1])) as cluster:\n"
         "    print(cluster.base_url, flush=True)\n"
         "    time.sleep(60)\n"

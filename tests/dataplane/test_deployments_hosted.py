@@ -45,7 +45,7 @@ class Provider:
 @pytest_asyncio.fixture(loop_scope="session")
 async def provider() -> AsyncIterator[Provider]:
     provider = Provider()
-    app = web.Application()
+    app = web.Application(client_max_size=0)
     app.router.add_route("*", "/{path:.*}", provider.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
@@ -96,6 +96,16 @@ async def test_bytes_pass_untouched_in_both_directions(
         assert await response.read() == answered
     assert provider.bodies == [sent]
     assert provider.requests[0].raw_path == "/v1/chat/completions?a=1&b=%2F"
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
+async def test_a_body_of_any_size_passes_for_it_is_the_ingress_that_limits_it(
+    provider: Provider, proxy: str, client: aiohttp.ClientSession
+) -> None:
+    body = b"x" * (65 * 1024 * 1024)
+    async with client.post(f"{proxy}/v1/chat/completions", data=body) as response:
+        assert response.status == 200
+    assert provider.bodies == [body]
 
 
 async def test_the_key_replaces_every_credential_of_the_client(
@@ -213,7 +223,7 @@ async def test_a_provider_that_cannot_be_reached_is_502(
         assert response.status == 502
         text = await response.text()
         error = (await response.json())["error"]
-    assert error["code"] == "provider_unreachable"
+    assert (error["type"], error["code"]) == ("server_error", "provider_unreachable"), "as the ingress says it"
     assert "acme" in error["message"]
     assert KEY not in text + caplog.text + repr(app.__dict__)
 

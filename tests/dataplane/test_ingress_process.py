@@ -12,7 +12,16 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from tests.dataplane.conftest import MANIFESTS, PROVIDER_KEY, Ingress, Upstreams, chat, eventually
+from tests.dataplane.conftest import (
+    MANIFESTS,
+    PROVIDER_KEY,
+    START_SECONDS,
+    Ingress,
+    Upstreams,
+    chat,
+    eventually,
+    streamed,
+)
 
 from meritorder.core.usage import Outcome
 from meritorder.ledger.database import connect
@@ -23,6 +32,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 WITHIN_A_SECOND = 1.0
 DRAIN_SECONDS = 2.0
+SOON = 1.0
+HALF = 1000
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
@@ -45,6 +56,14 @@ async def session(own: Ingress, upstreams: Upstreams) -> AsyncIterator[aiohttp.C
 async def stopping(everything: Upstreams, upstreams: Upstreams, tmp_path: Path) -> AsyncIterator[Ingress]:
     """An ingress to be stopped, which gives open requests two seconds."""
     arguments = ("--drain-seconds", str(DRAIN_SECONDS))
+    async with Ingress(tmp_path / "state", arguments=arguments).run(everything.endpoints) as ingress:
+        yield ingress
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def impatient(everything: Upstreams, upstreams: Upstreams, tmp_path: Path) -> AsyncIterator[Ingress]:
+    """An ingress that waits for a client for one second."""
+    arguments = ("--body-seconds", str(SOON), "--client-stall-seconds", str(SOON))
     async with Ingress(tmp_path / "state", arguments=arguments).run(everything.endpoints) as ingress:
         yield ingress
 
@@ -220,6 +239,13 @@ class TestAStop:
                 assert (await response.json())["error"]["code"] == "shutting_down"
         assert await stopping.ended() == 0
 
+    async def test_a_request_that_has_not_come_whole_is_told_and_does_not_hold_it_up(self, stopping: Ingress) -> None:
+        async with half_a_request(stopping) as (reader, _):
+            stopping.ask_to_stop()
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+            assert json.loads(await reader.read())["error"]["code"] == "shutting_down"
+            assert await stopping.ended(DRAIN_SECONDS) == 0
+
     async def test_an_idle_connection_does_not_hold_it_up(self, stopping: Ingress) -> None:
         async with stopping.session() as http:
             async with http.get("/healthz") as response:
@@ -243,7 +269,8 @@ class TestAStop:
         async def one(http: aiohttp.ClientSession, number: int) -> None:
             headers = {"x-request-id": f"mixed-{number}"}
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.02 * (number % 8)):  # some leave at once, some in mid-stream, some not
+                # Some leave at once, some in mid-stream, and the last of eight stays.
+                async with asyncio.timeout(0.02 * (number % 8) if number % 8 < 7 else None):
                     body = chat(stream=number % 2 == 0)
                     async with http.post("/v1/chat/completions", json=body, headers=headers) as response:
                         await response.read()
@@ -312,6 +339,71 @@ class TestStarting:
                 report = await response.json()
             assert report["status"] == "not ready"
             assert "Nonsense" in report["configuration"]["problem"]
+
+    @pytest.mark.parametrize(
+        ("file", "said"),
+        [
+            pytest.param("key.secret", "is damaged; restore it, or remove it and make all keys anew", id="the secret"),
+            pytest.param("meritorder.db", "cannot be opened: file is not a database", id="the database"),
+        ],
+    )
+    async def test_a_state_directory_that_cannot_be_used_is_one_line_and_the_end(
+        self, tmp_path: Path, file: str, said: str
+    ) -> None:
+        ingress = Ingress(tmp_path / "state")
+        ingress.folder.mkdir()
+        (ingress.folder / file).write_bytes(b"damaged" * 1000)
+        ingress.restart()
+        assert await ingress.ended(START_SECONDS) == 1
+        [line] = [json.loads(line) for line in ingress.log.splitlines()]
+        assert line["level"] == "error"
+        assert line["message"].endswith(said)
+
+
+class TestClientsThatTakeTheirTime:
+    async def test_a_body_that_does_not_come_is_waited_for_for_a_while(self, impatient: Ingress) -> None:
+        started = time.monotonic()
+        async with half_a_request(impatient) as (reader, _):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 408 ")
+            assert SOON < time.monotonic() - started < SOON + 2
+            error = json.loads(await reader.read())["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "request_timeout")
+        assert error["message"] == f"The request did not come whole within {SOON:g} s; send it again."
+
+    async def test_one_that_comes_slowly_and_in_time_is_read(self, impatient: Ingress) -> None:
+        async with half_a_request(impatient) as (reader, writer):
+            await asyncio.sleep(SOON / 2)
+            writer.write(b" " * HALF)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+    async def test_one_that_does_not_read_gives_its_place_at_the_backend_free(
+        self, impatient: Ingress, upstreams: Upstreams
+    ) -> None:
+        big = b'data: {"choices":[{"delta":{"content":"' + b"x" * 100_000 + b'"}}]}\n\n'
+        upstreams.raw.reset(streamed(*([big] * 400), b"data: [DONE]\n\n"))
+        async with (
+            impatient.session() as http,
+            http.post("/v1/chat/completions", json=chat("raw/chat", stream=True)) as response,
+        ):
+            record = await impatient.record(response.headers["x-request-id"])
+            assert (record.outcome, record.status) == (Outcome.DISCONNECTED, 499)
+            assert record.usage.output_tokens > 0
+            await eventually(lambda: idle(http))
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        assert "a request met a fault" not in impatient.log
+
+
+@contextlib.asynccontextmanager
+async def half_a_request(ingress: Ingress) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection on which the body of a request has come half."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", ingress.port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ingress.keys['demo']}\r\n"
+    writer.write(f"{head}content-length: {2 * HALF}\r\n\r\n".encode() + b" " * HALF)
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    yield reader, writer
+    writer.close()
 
 
 async def as_in_the_beginning(http: aiohttp.ClientSession) -> bool:

@@ -1,6 +1,7 @@
 """Requests that are answered: the endpoints, the way through the route, and what is written down of it."""
 
 import asyncio
+import contextlib
 import re
 from collections import Counter
 from decimal import Decimal
@@ -12,6 +13,8 @@ from openai import AsyncOpenAI
 from tests.dataplane.conftest import CLOSE, WAIT, Ingress, RawBackend, Upstreams, chat, eventually, whole
 
 from meritorder.core.usage import Outcome
+from meritorder.ledger.database import connect
+from meritorder.ledger.keys import KeyStore
 from meritorder.testing.upstream import Behaviour, Script
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -47,6 +50,30 @@ class TestEndpoints:
     async def test_embeddings(self, openai: AsyncOpenAI, ingress: Ingress) -> None:
         answer = await openai.embeddings.create(model="first/embedding", input=["one", "two"], dimensions=4)
         assert [len(one.embedding) for one in answer.data] == [4, 4]
+
+        assert answer._request_id is not None
+        record = await ingress.record(answer._request_id)
+        assert (record.usage.input_tokens, record.usage.output_tokens) == (answer.usage.prompt_tokens, 0)
+        assert not record.usage.estimated
+
+    @pytest.mark.parametrize("usage", [b"", b',"usage":{}', b',"usage":{"input_tokens":9,"output_tokens":500}'])
+    async def test_an_answer_whose_usage_cannot_be_read_is_not_free(
+        self, http: aiohttp.ClientSession, upstreams: Upstreams, ingress: Ingress, usage: bytes
+    ) -> None:
+        body = b'{"choices":[{"message":{"content":"' + b"word " * 500 + b'"}}]' + usage + b"}"
+        upstreams.raw.reset(whole(body))
+        async with http.post("/v1/chat/completions", json=chat("raw/chat")) as response:
+            record = await ingress.record(response.headers["x-request-id"])
+        assert record.usage.estimated
+        assert record.usage.output_tokens == len(body) // 4
+        assert record.cost > Decimal("0.001")
+
+    async def test_the_record_names_the_key(self, http: aiohttp.ClientSession, ingress: Ingress) -> None:
+        async with http.post("/v1/chat/completions", json=chat()) as response:
+            record = await ingress.record(response.headers["x-request-id"])
+        with contextlib.closing(connect(ingress.folder)) as connection:
+            [key] = [key for key in KeyStore(connection, b"").list() if key.team == "demo"]
+        assert record.key_id == key.id
 
     async def test_models_are_the_routes_and_each_backend_by_its_own_name(self, openai: AsyncOpenAI) -> None:
         models = [model.id async for model in openai.models.list()]
@@ -187,17 +214,24 @@ class TestConnectionsToBackends:
             await backend_of(http, "raw/chat")
         assert upstreams.raw.connections <= 1
 
-    async def test_one_that_is_closed_just_when_it_is_used_again_is_replaced(
+    async def test_a_backend_that_dies_at_work_does_not_get_the_request_again(
         self, http: aiohttp.ClientSession, upstreams: Upstreams
     ) -> None:
         raw: RawBackend = upstreams.raw
-        raw.reset(whole(ANSWER), (CLOSE,), whole(ANSWER))
+        raw.reset(whole(ANSWER), (WAIT, CLOSE), whole(ANSWER))
         assert await backend_of(http, "raw-first") == "raw/chat"
-        assert await backend_of(http, "raw-first") == "raw/chat"
-        assert len(raw.bodies) == 3
-        assert raw.bodies[1] == raw.bodies[2]
+        request = asyncio.create_task(backend_of(http, "raw-first"))
 
-    async def test_but_a_new_one_that_is_closed_is_a_failure(
+        async def asked() -> bool:
+            return len(raw.bodies) == 2
+
+        await eventually(asked)
+        await asyncio.sleep(0.5)  # it works
+        raw.go.set()
+        assert await request == "second/chat"
+        assert len(raw.bodies) == 2
+
+    async def test_a_new_one_that_is_closed_is_a_failure(
         self, http: aiohttp.ClientSession, upstreams: Upstreams
     ) -> None:
         upstreams.raw.reset((CLOSE,))

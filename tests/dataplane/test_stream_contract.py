@@ -465,11 +465,12 @@ async def read_until(response: aiohttp.ClientResponse, text: bytes) -> None:
 
 
 async def stalled(backend: RawBackend) -> int:
-    """How much the backend could send until nobody took any more."""
-    sent = -1
-    while sent != backend.sent:
+    """How much the backend could send until nobody took any more: it waits, and goes on waiting."""
+    sent, looks = -1, 0
+    while looks < 10:
+        await asyncio.sleep(0.1)
+        looks = looks + 1 if backend.blocked and backend.sent == sent else 0
         sent = backend.sent
-        await asyncio.sleep(0.5)
     return sent
 
 

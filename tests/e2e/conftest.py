@@ -23,7 +23,7 @@ from openai import OpenAI
 
 ROOT = Path(__file__).parents[2]
 PROVIDER_KEY = "planted-provider-key-7f3a9c"
-READY_SECONDS = 240
+READY_SECONDS = 120
 
 EXTRA_MANIFESTS = """\
 apiVersion: meritorder.dev/v1alpha1

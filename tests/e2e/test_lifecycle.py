@@ -60,12 +60,17 @@ class Small:
         return process
 
     def left_running(self) -> set[str]:
-        """Every process that descends from this platform: they all inherit a mark in their environment."""
+        """Every process that descends from this platform: they inherit a mark in their environment.
+
+        But for the ingress, whose server takes that place for its title, which has the port.
+        """
         found = set()
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.add((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+                marked = self.mark.encode() in (entry / "environ").read_bytes().split(b"\0")
+                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if marked or f"127.0.0.1:{self.port}" in title:
+                    found.add(title[:200])
             except OSError:
                 continue
         return found

@@ -1,20 +1,29 @@
 """The commands as a person meets them, where nothing has to run."""
 
+import contextlib
+import io
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
+from meritorder.cli.client import get_json, stream_chat
 from meritorder.cli.local_key import ensure_local_key
 from meritorder.cli.main import main
 from meritorder.cli.preflight import available_bytes, problems
+from meritorder.cli.progress import Progress
 from meritorder.cli.running import Running, announce, claimed, find_running
+from meritorder.cli.status import applications_table
+from meritorder.core.status import ApplicationStatus, Phase
 from meritorder.manifests import folder
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
@@ -145,6 +154,14 @@ class TestRunning:
         assert "nothing is running" in run("down").output
 
 
+HIDE = """
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest)
+"""
+
+
 class TestPreflight:
     def test_a_port_in_use_is_named_with_the_way_out(self, state_dir: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -158,28 +175,50 @@ class TestPreflight:
     def test_an_address_of_another_machine_is_refused(self) -> None:
         assert "cannot listen on 192.0.2.1" in _problems(host="192.0.2.1")
 
-    def test_a_missing_package_is_named_with_its_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        said = _problems()
-        assert "meritorder[serving]" in said
-        assert "meritorder[vllm-cpu]" in said
+    @pytest.mark.parametrize(
+        ("package", "extra"),
+        [("watchfiles", "ingress"), ("granian", "ingress"), ("ray", "serving"), ("vllm", "vllm-cpu")],
+    )
+    def test_a_missing_package_is_one_line_that_names_its_extra(
+        self, state_dir: Path, tmp_path: Path, package: str, extra: str
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(HIDE.format(package=package))
+        result = subprocess.run(
+            [sys.executable, "-m", "meritorder.cli", "up", "-f", str(QUICKSTART), "--port", str(_free_port())],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert result.stderr.count("\n") == 1
+        assert f"meritorder[{extra}]" in result.stderr
+        assert find_running(state_dir) is None
 
     def test_too_little_memory_says_how_much_is_there_and_how_much_is_needed(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, state_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("meritorder.cli.preflight.available_bytes", lambda: GIB)
-        assert "1.0 GiB of memory are free and about" in _problems()
+        result = run("up", "-f", str(QUICKSTART), "--port", str(_free_port()))
+        assert result.exit_code == 1
+        assert "1.0 GiB of memory are free and about 4.5 are needed" in result.output
+        assert find_running(state_dir) is None
 
     @pytest.mark.parametrize(
         ("files", "expected"),
         [
             ({}, 8),
             ({"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "5"}, 8),
-            ({"sys/fs/cgroup/memory.max": str(4 * GIB), "sys/fs/cgroup/memory.current": str(GIB)}, 3),
+            (
+                {
+                    "sys/fs/cgroup/memory.max": str(4 * GIB),
+                    "sys/fs/cgroup/memory.current": str(3 * GIB),
+                    "sys/fs/cgroup/memory.stat": f"anon {GIB}\ninactive_file {2 * GIB}\n",
+                },
+                3,
+            ),
             (
                 {
                     "sys/fs/cgroup/memory/memory.limit_in_bytes": str(2 * GIB),
-                    "sys/fs/cgroup/memory/memory.usage_in_bytes": str(GIB),
+                    "sys/fs/cgroup/memory/memory.usage_in_bytes": str(2 * GIB),
+                    "sys/fs/cgroup/memory/memory.stat": f"inactive_file 0\ntotal_inactive_file {GIB}\n",
                 },
                 1,
             ),
@@ -197,3 +236,86 @@ class TestPreflight:
 
 def _problems(host: str = "127.0.0.1") -> str:
     return "\n".join(problems(folder.read([QUICKSTART]), host, 0))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+class TestErrors:
+    def test_a_state_directory_that_cannot_be_one_is_a_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MERITORDER_STATE_DIR", "/dev/null/state")
+        for command in (["key", "list"], ["up", "-f", str(QUICKSTART)]):
+            result = run(*command)
+            assert result.exit_code == 1
+            assert "/dev/null/state" in result.output
+            assert isinstance(result.exception, SystemExit)
+
+    def test_manifests_that_nothing_could_answer_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "team.yaml").write_text((QUICKSTART / "team.yaml").read_text())
+        result = run("up", "-f", str(tmp_path))
+        assert result.exit_code == 1
+        assert "neither a Model nor a Provider" in result.output
+
+    def test_what_looks_like_markup_in_a_message_is_shown_as_it_is(self) -> None:
+        output = io.StringIO()
+        console = Console(file=output, width=200)
+        status = ApplicationStatus("model-x", Phase.FAILED, message="cannot read [/data/model] for [generate]")
+        with Progress(console) as progress:
+            progress.show([status])
+        console.print(applications_table([status]))
+        assert output.getvalue().count("cannot read [/data/model] for [generate]") == 2
+
+
+class TestClient:
+    """The commands' own HTTP client."""
+
+    @pytest.fixture
+    def answers(self) -> Iterator[list[bytes]]:
+        """What a server on loopback sends, one connection after another; its port is the last item."""
+        scripted: list[bytes] = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(scripted[0])
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            scripted.append(b"")
+            scripted.append(str(server.getsockname()[1]).encode())
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            yield scripted
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+    def test_it_never_goes_through_a_proxy_which_would_get_the_key(
+        self, answers: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        monkeypatch.delenv("no_proxy", raising=False)
+        answers[0] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+        assert get_json(f"http://127.0.0.1:{answers[1].decode()}/readyz", "mo-key") == {}
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n40\r\ndata: {",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\ndata: {oops\n",
+            b"HTTP/1.1 502 Bad\r\ncontent-length: 6\r\n\r\n<html>",
+            b"nonsense",
+            b"",
+        ],
+        ids=["cut", "no JSON", "a proxy's error", "no HTTP", "nothing"],
+    )
+    def test_whatever_goes_wrong_with_an_answer_is_a_sentence(self, answers: list[bytes], answer: bytes) -> None:
+        answers[0] = answer
+        with pytest.raises(click.ClickException):
+            list(stream_chat(f"http://127.0.0.1:{answers[1].decode()}", "mo-key", {}).deltas)
+        with pytest.raises(click.ClickException):
+            get_json(f"http://127.0.0.1:{answers[1].decode()}/readyz")

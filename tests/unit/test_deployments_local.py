@@ -1,5 +1,6 @@
 """What surrounds a local cluster: environment, credentials, processes. The cluster itself is in `dataplane`."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ import pytest
 
 from meritorder.deployments.credentials import Credential, CredentialError, credential
 from meritorder.deployments.egress import proxy_for
-from meritorder.deployments.environment import Ports, environment
-from meritorder.deployments.processes import descendants
-from meritorder.deployments.supervisor import free_ports
+from meritorder.deployments.local.environment import Ports, environment
+from meritorder.deployments.local.supervisor import free_ports
 from meritorder.manifests.kinds import Credentials
+from meritorder.system import processes
+from meritorder.system.processes import descendants
 
 RUN_DIR = Path("/tmp/mo-abcdefgh")
 PORTS = Ports(8000, 8001, 8002, 8003, 8004)
@@ -60,6 +62,19 @@ def test_descendants_are_found_through_all_generations() -> None:
         below = descendants(child.pid)
         assert len(below) == 1
         child.communicate(b"\n")
+
+
+@pytest.mark.parametrize("parent", ["os.getppid()", "os.getpid()"], ids=["runs", "has ended"])
+def test_a_child_does_not_outlive_its_parent(parent: str) -> None:
+    script = f"import os; from meritorder.system.processes import exit_with_parent; exit_with_parent({parent})"
+    ended = subprocess.run([sys.executable, "-c", script], check=False).returncode
+    assert ended == (0 if parent == "os.getppid()" else -signal.SIGTERM)
+
+
+def test_a_kernel_that_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_PR_SET_CHILD_SUBREAPER", -1)
+    with pytest.raises(OSError, match="prctl"):
+        processes.adopt_orphans()
 
 
 def test_a_key_is_in_no_representation() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from meritorder.deployments.applications import applications, model_entry, provider_entry
-from meritorder.deployments.plan import PlanError, plan
-from meritorder.deployments.preflight import refusal
+from meritorder.deployments.local.preflight import refusal
+from meritorder.deployments.plan import plan
 from meritorder.manifests.kinds import Model, Provider
 
 
@@ -89,12 +89,6 @@ def test_nothing_scales_on_its_own() -> None:
     assert planned.options["num_replicas"] == planned.llm_config["deployment_config"]["num_replicas"] == 1
 
 
-@pytest.mark.parametrize("name", ["model", "served_model_name", "tensor_parallel_size", "revision"])
-def test_an_engine_argument_that_has_a_field_of_its_own_is_refused(name: str) -> None:
-    with pytest.raises(PlanError, match=f"instead of engineArgs.{name}"):
-        plan(model(engineArgs={name: 1}))
-
-
 def test_an_application_is_its_manifest_as_json() -> None:
     written = model(engineArgs={"max_num_seqs": 4}, resources=GPU)
     entry = model_entry(written)
@@ -133,7 +127,6 @@ def test_only_simulated_providers_are_sent_to_the_simulated_upstream() -> None:
         ({"source": "file:///no/such/folder"}, "source /no/such/folder does not exist"),
         ({"resources": {"cpu": 64}}, "a replica needs 64 CPUs, and this machine has 2"),
         ({"resources": GPU}, "and this machine has"),
-        ({"engineArgs": {"model": "x"}}, "set spec.source instead of engineArgs.model"),
         ({"source": "hf://organisation/name"}, None),
     ],
 )
@@ -143,6 +136,8 @@ def test_what_cannot_run_here_is_known_at_once(spec: dict[str, Any], message: st
 
 
 def test_planning_and_the_client_import_neither_ray_nor_vllm() -> None:
-    modules = "meritorder.deployments.local, meritorder.deployments.preflight, meritorder.deployments.hosted"
+    modules = (
+        "meritorder.deployments.local.cluster, meritorder.deployments.local.preflight, meritorder.deployments.hosted"
+    )
     check = f"import sys, {modules}; sys.exit(any(name in sys.modules for name in ('ray', 'vllm', 'torch')))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

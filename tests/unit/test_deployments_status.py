@@ -1,13 +1,14 @@
 """What Serve reports, as one status and one sentence."""
 
+import json
 from typing import Any
 
 import pytest
 
 from meritorder.core.status import ApplicationStatus, Phase
-from meritorder.deployments.failures import explain
-from meritorder.deployments.observe import observe
-from meritorder.deployments.restarts import MAX_RESTARTS, WINDOW, Restarts
+from meritorder.deployments.local.failures import explain
+from meritorder.deployments.local.observe import observe
+from meritorder.deployments.local.restarts import MAX_RESTARTS, WINDOW, Restarts
 
 REPLICA = """\
 The deployment failed to start 1 times in a row. This may be due to a problem with its constructor or initial \
@@ -129,6 +130,32 @@ def test_a_slow_start_is_not_a_failure() -> None:
 )
 def test_an_application_is_ready_when_a_replica_runs(status: str, states: tuple[str, ...], phase: Phase) -> None:
     assert observe("model-faq", "http://x", details("", status, states), lambda _: "").phase is phase
+
+
+def test_a_failed_change_beside_a_running_replica_is_told() -> None:
+    failed = details(REPLICA + "ValueError: Unknown engine argument: frobnicate", states=("RUNNING", "STARTING"))
+    seen = observe("model-faq", "http://x", failed, lambda _: "")
+    said = "the last change could not be deployed, and the version before keeps running: "
+    assert (seen.phase, seen.message) == (Phase.READY, said + "Unknown engine argument: frobnicate")
+
+
+def test_a_failed_change_without_a_reason_is_told_too() -> None:
+    seen = observe("model-faq", "http://x", details(states=("RUNNING",)), lambda _: "")
+    assert seen.message == (
+        "the last change could not be deployed, and the version before keeps running: "
+        "it ended without a reason; see the log files"
+    )
+
+
+def test_a_status_survives_json() -> None:
+    status = ApplicationStatus("model-faq", Phase.READY, "http://x", "fine", 1, 2)
+    assert ApplicationStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
+
+
+@pytest.mark.parametrize("fields", [{}, {"application": "a", "phase": "?"}, {"phase": "Ready", "new": 1}, "text", None])
+def test_what_is_not_a_status_is_refused(fields: Any) -> None:
+    with pytest.raises(ValueError, match="not the status of an application"):
+        ApplicationStatus.from_json(fields)
 
 
 def test_a_replica_that_is_being_replaced_is_not_a_failure() -> None:

@@ -134,7 +134,8 @@ def test_every_error_has_a_status_a_code_and_a_place_in_the_tree() -> None:
     from meritorder.core import errors
 
     tree = errors.__doc__ or ""
-    for kind in all_below(RequestError) - {RequestError}:
+    ours = {kind for kind in all_below(RequestError) if kind.__module__ == errors.__name__}  # a proxy has its own
+    for kind in ours - {RequestError}:
         [line] = [line for line in tree.splitlines() if kind.__name__ in line.split()]
         assert f" {kind.status} " in line
         assert kind.code in line

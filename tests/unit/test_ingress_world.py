@@ -1,11 +1,19 @@
 """What the ingress remembers of its backends: loads, failures, and how long one rests."""
 
+from decimal import Decimal
+
 import pytest
 
 from meritorder.backends.failures import AttemptFailed, Failure
+from meritorder.core.catalog import Backend, Endpoint, Tier
+from meritorder.core.money import Price
 from meritorder.ingress.world import World
 
 NOW = 1000.0
+ONE, TWO = (
+    Backend(f"p/{name}", Tier.HOSTED, "app", name, frozenset(Endpoint), Price(Decimal(1), Decimal(1)))
+    for name in ("one", "two")
+)
 DOWN = (Failure.UNREACHABLE, Failure.BUSY, Failure.CREDENTIALS, Failure.NOT_FOUND)
 PERHAPS = tuple(failure for failure in Failure if failure not in DOWN)
 
@@ -63,10 +71,18 @@ def test_a_request_counts_as_in_flight_however_it_ends() -> None:
     world = World()
 
     def fails() -> None:
-        with world.occupied("a"), world.occupied("a"):
-            assert world.snapshot().in_flight["a"] == 2
+        with world.occupied(ONE), world.occupied(ONE):
+            assert world.snapshot().in_flight["app"] == 2
             raise KeyError
 
     with pytest.raises(KeyError):
         fails()
-    assert world.in_flight()["a"] == 0
+    assert world.snapshot().in_flight["app"] == 0
+    assert world.in_flight()["p/one"] == 0
+
+
+def test_requests_are_counted_by_application_for_decisions_and_by_backend_for_metrics() -> None:
+    world = World()
+    with world.occupied(ONE), world.occupied(TWO):
+        assert world.snapshot().in_flight == {"app": 2}
+        assert world.in_flight() == {"p/one": 1, "p/two": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meritorder.ledger.database import connect
+from meritorder.ledger.database import StateError, connect
 from meritorder.ledger.keys import SECRET_FILE, KeyStore, load_secret
 
 
@@ -131,5 +131,14 @@ print(load_secret(folder).hex())
 @pytest.mark.parametrize("content", [b"", b"too short", b"x" * 33])
 def test_a_damaged_secret_is_not_used(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SECRET_FILE).write_bytes(content)
-    with pytest.raises(RuntimeError, match="is damaged; restore it, or remove it and make all keys anew"):
+    with pytest.raises(StateError, match="is damaged; restore it, or remove it and make all keys anew"):
         load_secret(tmp_path)
+
+
+def test_a_secret_that_cannot_be_read_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / SECRET_FILE).mkdir()
+    with pytest.raises(StateError, match=f"{SECRET_FILE} cannot be read: Is a directory"):
+        load_secret(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match="cannot be used as the state directory"):
+        load_secret(tmp_path / "file" / "below")

@@ -20,6 +20,7 @@ from meritorder.ledger.usage import UsageWriter, find, wait_for
 RECORD = UsageRecord(
     request_id="req_1",
     team="demo",
+    key_id="key_1",
     route="assistant",
     endpoint="chat/completions",
     backend="hosted/chat",

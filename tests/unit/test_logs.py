@@ -15,6 +15,7 @@ from meritorder.telemetry.logs import JsonFormatter, log_fault, log_request
 RECORD = UsageRecord(
     request_id="req_1",
     team="demo",
+    key_id="key_1",
     route="assistant",
     endpoint="chat/completions",
     backend="hosted/chat",
@@ -58,6 +59,7 @@ def test_a_request_is_one_line(stream: io.StringIO) -> None:
         "message": "request",
         "request_id": "req_1",
         "team": "demo",
+        "key_id": "key_1",
         "route": "assistant",
         "endpoint": "chat/completions",
         "backend": "hosted/chat",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from meritorder.manifests.catalog import catalog
-from meritorder.manifests.folder import ManifestError, read
+from meritorder.manifests.folder import read
+from meritorder.manifests.yaml_source import ManifestError
 
 HEAD = "apiVersion: meritorder.dev/v1alpha1\n"
 NO_CREDENTIALS = "{env: NAME}, {file: PATH} or {secretRef: {name: N, key: K}}"
@@ -171,6 +172,10 @@ SCHEMA = {
     "an absurd number": (
         model(f"source: hf://a/b\nresources: {{cpu: 0x{'f' * 5000}}}"),
         f"6: spec.resources.cpu: {COUNT}, got a number of too many digits",
+    ),
+    "an engine argument that another field determines": (
+        model("source: hf://a/b\nengineArgs:\n  tensor_parallel_size: 2"),
+        "7: spec.engineArgs.tensor_parallel_size: set spec.resources.tensorParallel instead",
     ),
     "sequences that cannot be counted": (
         model("source: hf://a/b\nengineArgs:\n  max_num_seqs: many"),

@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meritorder.manifests.catalog import catalog
-from meritorder.manifests.folder import ManifestError, Problem, read
+from meritorder.manifests.folder import read
+from meritorder.manifests.yaml_source import ManifestError, Problem
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 VALID = [yaml.safe_load(file.read_text()) for file in sorted(QUICKSTART.glob("*.yaml"))]

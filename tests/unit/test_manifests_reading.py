@@ -8,7 +8,8 @@ import pytest
 from meritorder.core.catalog import Endpoint, Tier
 from meritorder.core.money import FREE
 from meritorder.manifests.catalog import catalog, model_application, provider_application
-from meritorder.manifests.folder import ManifestError, files, folders, read
+from meritorder.manifests.folder import files, folders, read
+from meritorder.manifests.yaml_source import ManifestError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -103,6 +104,22 @@ def test_a_file_source_is_resolved_against_the_folder_of_its_manifest(
 
     expected = absolute.format(folder=folder, parent=tmp_path, home="/home/someone")
     assert read_model.spec.source == f"file://{expected}"
+
+
+def test_a_file_with_a_key_is_resolved_against_the_folder_of_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        tmp_path / "providers/acme.yaml",
+        "apiVersion: meritorder.dev/v1alpha1\nkind: Provider\nmetadata: {name: acme}\nspec:\n  type: openai\n"
+        "  credentials: {file: keys/acme}\n  models: [{name: chat, price: {input: 1, output: 2}}]\n",
+    )
+    monkeypatch.chdir(tmp_path)
+
+    (provider,) = read([Path("providers")]).providers
+
+    assert provider.spec.credentials is not None
+    assert provider.spec.credentials.file == str(tmp_path / "providers/keys/acme")
 
 
 def test_other_sources_stay_as_they_are(tmp_path: Path) -> None:

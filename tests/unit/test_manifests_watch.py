@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from meritorder.manifests import watch
-from meritorder.manifests.folder import ManifestError, ManifestSet, read
+from meritorder.manifests.folder import ManifestSet, read
 from meritorder.manifests.watch import changes
+from meritorder.manifests.yaml_source import ManifestError
 
 State = ManifestSet | ManifestError
 

@@ -1,6 +1,7 @@
 """Which backends are tried, in which order, and what is said of those that are not."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -35,7 +36,8 @@ def planned(
         statuses = {one.application: ready(one.name) for one in backends}
     catalog = Catalog({one.name: one for one in backends}, {}, {})
     route = Route("route", tuple(one.name for one in backends))
-    return plan(Snapshot(catalog, statuses, in_flight or {}, rests_until or {}), route, endpoint, NOW)
+    loads = {f"app-{name}": count for name, count in (in_flight or {}).items()}
+    return plan(Snapshot(catalog, statuses, loads, rests_until or {}), route, endpoint, NOW)
 
 
 def order(made: RoutePlan) -> str:
@@ -69,13 +71,15 @@ def test_a_backend_of_unknown_concurrency_is_never_full() -> None:
     assert order(planned(backend("a", concurrency=None), B, in_flight={"a": 10_000})) == "a b"
 
 
-def test_an_attempt_says_where_and_why() -> None:
-    made = planned(A, B, C, in_flight={"a": 2}, rests_until={"b": NOW + 1.25})
-    assert [(attempt.base_url, attempt.reason) for attempt in made.attempts] == [
-        ("http://c", "has room"),
-        ("http://a", "full: 2 requests in flight"),
-        ("http://b", "failed just now, rests for 1.2 s"),
-    ]
+def test_an_attempt_says_where() -> None:
+    assert [attempt.base_url for attempt in planned(A, B).attempts] == ["http://a", "http://b"]
+
+
+def test_backends_of_one_application_fill_it_together() -> None:
+    one, two = (replace(backend(f"p/{name}"), application="app-p") for name in ("one", "two"))
+    statuses = {"app-p": ready("p"), "app-b": ready("b")}
+    made = {load: order(planned(one, B, two, statuses=statuses, in_flight={"p": load})) for load in (1, 2)}
+    assert made == {1: "p/one b p/two", 2: "b p/one p/two"}
 
 
 @pytest.mark.parametrize(

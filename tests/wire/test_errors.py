@@ -12,6 +12,7 @@ from meritorder.core.errors import (
     InvalidRequest,
     NotReady,
     RequestError,
+    RequestTimeout,
     Unauthenticated,
     UnknownModel,
 )
@@ -42,6 +43,15 @@ from meritorder.wire.sse import EventSplitter
                 "type": "invalid_request_error",
                 "param": None,
                 "code": "request_too_large",
+            },
+        ),
+        (
+            RequestTimeout(30.0),
+            {
+                "message": "The request did not come whole within 30 s; send it again.",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "request_timeout",
             },
         ),
         (

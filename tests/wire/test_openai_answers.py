@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from meritorder.core.catalog import Endpoint
 from meritorder.core.request import InferenceRequest
 from meritorder.core.usage import Usage
-from meritorder.wire.answers import ErrorEvent, MalformedAnswer, StreamReader, estimate, is_error, usage_of
+from meritorder.wire.answers import (
+    ErrorEvent,
+    MalformedAnswer,
+    StreamReader,
+    estimate,
+    is_error,
+    output_tokens_in,
+    usage_of,
+)
+
+CHAT, EMBEDDINGS = Endpoint.CHAT_COMPLETIONS, Endpoint.EMBEDDINGS
 
 
 def data(json: bytes) -> bytes:
@@ -50,29 +60,47 @@ class TestUsage:
         ("usage", "expected"),
         [
             (b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}', Usage(3, 4)),
-            (b'{"prompt_tokens":3}', Usage(3, 0)),
-            (b"{}", Usage()),
-            (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":5}}', Usage(9, 0, 5)),
-            (b'{"prompt_tokens":9,"prompt_tokens_details":null}', Usage(9)),
-            (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":null}}', Usage(9)),
-            (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":50}}', Usage(9, 0, 9)),
-            (b'{"prompt_tokens":-1,"completion_tokens":4}', Usage(0, 4)),
-            (b'{"prompt_tokens":"3","completion_tokens":true}', Usage()),
-            (b'{"prompt_tokens":1e99}', Usage()),
-            (b'{"prompt_tokens":99999999999999999999}', Usage()),
+            (b'{"prompt_tokens":0,"completion_tokens":0}', Usage()),
+            (b'{"prompt_tokens":9,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":5}}', Usage(9, 1, 5)),
+            (b'{"prompt_tokens":9,"completion_tokens":1,"prompt_tokens_details":null}', Usage(9, 1)),
+            (b'{"prompt_tokens":9,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":null}}', Usage(9, 1)),
+            (b'{"prompt_tokens":9,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":50}}', Usage(9, 1, 9)),
+            (b"{}", None),
+            (b'{"input_tokens":9,"output_tokens":500}', None),
+            (b'{"prompt_tokens":3}', None),
+            (b'{"prompt_tokens":3,"completion_tokens":null}', None),
+            (b'{"prompt_tokens":3,"completion_tokens":"4"}', None),
+            (b'{"prompt_tokens":3,"completion_tokens":true}', None),
+            (b'{"prompt_tokens":-1,"completion_tokens":4}', None),
+            (b'{"prompt_tokens":"3","completion_tokens":4}', None),
+            (b'{"prompt_tokens":1e99,"completion_tokens":4}', None),
+            (b'{"prompt_tokens":99999999999999999999,"completion_tokens":4}', None),
             (b"null", None),
             (b"[]", None),
             (b'"many"', None),
         ],
     )
     def test_what_is_reported(self, usage: bytes, expected: Usage | None) -> None:
-        assert usage_of(b'{"choices":[],"usage":' + usage + b"}") == expected
+        assert usage_of(CHAT, b'{"choices":[],"usage":' + usage + b"}") == expected
         reader = StreamReader()
         reader.read(data(b'{"choices":[],"usage":' + usage + b"}"))
         assert reader.usage == expected
 
+    @pytest.mark.parametrize(
+        ("usage", "expected"),
+        [
+            (b'{"prompt_tokens":3,"total_tokens":3}', Usage(3, 0)),
+            (b'{"prompt_tokens":3,"completion_tokens":0}', Usage(3, 0)),
+            (b'{"prompt_tokens":3,"completion_tokens":null}', Usage(3, 0)),
+            (b'{"prompt_tokens":3,"completion_tokens":"x"}', None),
+            (b'{"total_tokens":3}', None),
+        ],
+    )
+    def test_embeddings_have_no_output_to_report(self, usage: bytes, expected: Usage | None) -> None:
+        assert usage_of(EMBEDDINGS, b'{"data":[],"usage":' + usage + b"}") == expected
+
     def test_an_answer_without_usage_reports_none(self) -> None:
-        assert usage_of(b'{"choices":[]}') is None
+        assert usage_of(CHAT, b'{"choices":[]}') is None
 
     @pytest.mark.parametrize(
         ("event", "usage_only"),
@@ -90,13 +118,26 @@ class TestUsage:
     def test_the_last_report_counts(self) -> None:
         reader = StreamReader()
         for count in (1, 2, 3):
-            reader.read(data(b'{"choices":[{}],"usage":{"completion_tokens":%d}}' % count))
-        assert reader.usage == Usage(0, 3)
+            reader.read(data(b'{"choices":[{}],"usage":{"prompt_tokens":5,"completion_tokens":%d}}' % count))
+        assert reader.usage == Usage(5, 3)
+
+    def test_a_report_that_cannot_be_read_does_not_undo_one_that_could(self) -> None:
+        reader = StreamReader()
+        reader.read(data(b'{"choices":[{}],"usage":{"prompt_tokens":5,"completion_tokens":1}}'))
+        reader.read(data(b'{"choices":[],"usage":{}}'))
+        assert reader.usage == Usage(5, 1)
 
     @pytest.mark.parametrize(("size", "tokens"), [(0, 1), (3, 1), (4, 1), (400, 100)])
     def test_an_estimate(self, size: int, tokens: int) -> None:
         request = InferenceRequest("r", Endpoint.CHAT_COMPLETIONS, "m", True, False, size, lambda name: b"")
         assert estimate(request, 7) == Usage(tokens, 7, estimated=True)
+
+    @pytest.mark.parametrize(
+        ("endpoint", "size", "tokens"),
+        [(CHAT, 0, 1), (CHAT, 3, 1), (CHAT, 400, 100), (Endpoint.COMPLETIONS, 400, 100), (EMBEDDINGS, 400, 0)],
+    )
+    def test_an_estimate_of_a_whole_answer(self, endpoint: Endpoint, size: int, tokens: int) -> None:
+        assert output_tokens_in(endpoint, b"x" * size) == tokens
 
 
 class TestEnds:
@@ -131,7 +172,7 @@ class TestEnds:
         with pytest.raises(MalformedAnswer):
             StreamReader().read(data(json))
         with pytest.raises(MalformedAnswer):
-            usage_of(json)
+            usage_of(CHAT, json)
 
     @given(event=st.binary(max_size=100))
     def test_no_bytes_do_more_than_be_malformed(self, event: bytes) -> None:

@@ -9,7 +9,15 @@ import aiohttp
 from meritorder.backends.failures import AttemptFailed, Failure, from_exception
 from meritorder.core.request import InferenceRequest
 from meritorder.core.usage import Usage
-from meritorder.wire.answers import ErrorEvent, MalformedAnswer, StreamReader, estimate, is_error, usage_of
+from meritorder.wire.answers import (
+    ErrorEvent,
+    MalformedAnswer,
+    StreamReader,
+    estimate,
+    is_error,
+    output_tokens_in,
+    usage_of,
+)
 from meritorder.wire.sse import DONE, EventSplitter, EventTooLong, data_of
 
 _KEPT_HEADERS = ("content-type", "retry-after", "x-simulated")
@@ -34,7 +42,7 @@ class Answer:
         self._reader = StreamReader()
         self._splitter = EventSplitter()
         self._first: list[bytes] = []
-        self._reported: Usage | None = None
+        self._whole: Usage | None = None
         self._broken: AttemptFailed | None = None
 
     @property
@@ -51,7 +59,7 @@ class Answer:
         """What has been used so far: as the backend reports it, or counted where it has not."""
         if self.rejected:
             return Usage()
-        return self._reader.usage or self._reported or estimate(self._request, self._reader.tokens)
+        return self._whole or self._reader.usage or estimate(self._request, self._reader.tokens)
 
     async def peek(self) -> None:
         """Read up to the first event that says something, or all of the body where it is not streamed.
@@ -104,7 +112,8 @@ class Answer:
     def _check(self, body: bytes) -> None:
         try:
             if not self.rejected:
-                self._reported = usage_of(body)
+                reported = usage_of(self._request.endpoint, body)
+                self._whole = reported or estimate(self._request, output_tokens_in(self._request.endpoint, body))
             elif not is_error(body):
                 raise AttemptFailed(Failure.MALFORMED, f"refused without saying why (HTTP {self.status})")
         except MalformedAnswer:

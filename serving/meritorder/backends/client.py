@@ -6,6 +6,7 @@ An attempt either fails here, before the client has seen a byte, and the next on
 
 import asyncio
 import io
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace, TracebackType
 from typing import Self
@@ -24,11 +25,13 @@ _LARGE_BODY_BYTES = 1_000_000
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """In seconds. `first_byte`: until an answer begins, or is complete where it is not streamed, long enough for
-    a reasoning model. `silence`: the longest pause inside a stream."""
+    a reasoning model. `silence`: the longest pause inside a stream. `at_once`: how soon a connection from the pool
+    fails that was closed before the request came, a round trip; a backend that has begun to work fails later."""
 
     connect: float = 5.0
     first_byte: float = 300.0
     silence: float = 60.0
+    at_once: float = 0.05
 
 
 class BackendClient:
@@ -82,13 +85,14 @@ class BackendClient:
 
     async def _send(self, attempt: Attempt, request: InferenceRequest) -> aiohttp.ClientResponse:
         """The head of the response. A connection that proves to be closed is replaced by a new one, once."""
-        used = SimpleNamespace(again=False)
+        used = SimpleNamespace(again_at=None)
         try:
             return await self._post(attempt, request, used)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # A backend may close an idle connection at the moment at which it is used again. It has not begun
-            # to answer then, so asking twice is safe, and better than to go to a dearer one.
-            if not used.again:
+            # A backend may close an idle connection at the moment at which it is used again; to ask it once more
+            # is better than to go to a dearer one then. Nothing tells that from a backend that has taken the
+            # request and died of it, which must not get it twice, but the time that has passed.
+            if used.again_at is None or time.monotonic() - used.again_at > self._timeouts.at_once:
                 raise
         return await self._post(attempt, request, used)
 
@@ -107,4 +111,4 @@ class BackendClient:
 async def _note_reuse(
     session: aiohttp.ClientSession, context: SimpleNamespace, _: aiohttp.TraceConnectionReuseconnParams
 ) -> None:
-    context.trace_request_ctx.again = True
+    context.trace_request_ctx.again_at = time.monotonic()

@@ -14,7 +14,7 @@ from meritorder.cli.running import LOCAL_KEY_FILE, require_running
 
 @click.command("chat")
 @click.argument("prompt", nargs=-1)
-@click.option("--model", "-m", help="The model name to call; the first route where it is left out.")
+@click.option("--model", "-m", help="The model name to call; the first that you may call if left out.")
 @state_dir_option
 def command(prompt: tuple[str, ...], model: str | None, state_dir: Path) -> None:
     """Ask PROMPT and print the answer as it comes; without PROMPT, talk line by line.
@@ -24,7 +24,7 @@ def command(prompt: tuple[str, ...], model: str | None, state_dir: Path) -> None
     running = require_running(state_dir)
     # Not an option: the process list would show it.
     key = os.environ.get("MERITORDER_API_KEY") or _local_key(state_dir)
-    model = model or str(get_json(f"{running.url}/readyz")["routes"][0]["route"])
+    model = model or _first_model(running.url, key)
     messages: list[dict[str, str]] = []
     questions = [" ".join(prompt)] if prompt else _typed()
     for question in questions:
@@ -35,8 +35,18 @@ def command(prompt: tuple[str, ...], model: str | None, state_dir: Path) -> None
             answer += delta
             click.echo(delta, nl=False)
         click.echo()
-        click.echo(click.style(f"[{streamed.backend}]", dim=True), err=True)
+        who = streamed.backend + (", simulated" if streamed.simulated else "")
+        click.echo(click.style(f"[{who}]", dim=True), err=True)
         messages.append({"role": "assistant", "content": answer})
+
+
+def _first_model(url: str, key: str) -> str:
+    listed = get_json(f"{url}/v1/models", key)
+    if "error" in listed:
+        raise click.ClickException(listed["error"]["message"])
+    if not listed["data"]:
+        raise click.ClickException("the key's team may call nothing; see `routes` of its Team manifest")
+    return str(listed["data"][0]["id"])
 
 
 def _typed() -> Iterator[str]:

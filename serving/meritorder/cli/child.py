@@ -7,10 +7,10 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from meritorder.ingress.parent import exit_with_parent
+from meritorder.system.processes import exit_with_parent
 
 _STOP_SECONDS = 15.0
 
@@ -18,13 +18,22 @@ _STOP_SECONDS = 15.0
 class Process:
     """A Python module that runs as a child, with its output in a log file."""
 
-    def __init__(self, module: str, arguments: Sequence[str], log: Path, *, stdout: int | None = None) -> None:
-        """`stdout` is as for `subprocess.Popen`, where standard output is not for the log."""
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        stdout: int | None = None,
+    ) -> None:
+        """`log` is begun anew. `stdout` is as for `subprocess.Popen`, where standard output is not for the log."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
-        with log.open("ab") as file:
+        with log.open("wb") as file:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "meritorder.cli.child", str(os.getpid()), module, *arguments],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout or file,
                 stderr=file,

@@ -31,19 +31,25 @@ class Streamed:
     time_to_first_token: float | None = None
 
 
-def get_json(url: str) -> dict[str, Any]:
-    """The JSON at `url`, whatever its status.
+# Never through a proxy: it would get the key, and what is asked for is on this machine.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+
+def get_json(url: str, key: str | None = None) -> dict[str, Any]:
+    """The JSON at `url`, whatever its status; `key` is a team's.
 
     Raises:
         NoAnswer: nothing answers there, or not in JSON.
     """
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return dict(json.load(response))
-    except urllib.error.HTTPError as error:
-        with error:
-            return dict(json.load(error))
-    except (OSError, ValueError) as error:
+        try:
+            with _open(request, timeout=10) as response:
+                return dict(json.load(response))
+        except urllib.error.HTTPError as error:
+            with error:
+                return dict(json.load(error))
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise NoAnswer(f"{url} does not answer: {error}") from None
 
 
@@ -60,11 +66,11 @@ def stream_chat(url: str, key: str, body: dict[str, Any]) -> Streamed:
     )
     sent = time.monotonic()
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        response = _open(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         with error:
             raise click.ClickException(_message(error.read())) from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise NoAnswer(f"{url} does not answer: {error}") from None
     headers = response.headers
     streamed = Streamed(
@@ -79,18 +85,21 @@ def stream_chat(url: str, key: str, body: dict[str, Any]) -> Streamed:
 
 
 def _deltas(response: http.client.HTTPResponse, streamed: Streamed) -> Iterator[str]:
-    with response:
-        for line in response:
-            data = line.decode().removeprefix("data:").strip()
-            if not line.startswith(b"data:") or data == _DONE:
-                continue
-            event = json.loads(data)
-            if "error" in event:
-                raise click.ClickException(event["error"]["message"])
-            if streamed.time_to_first_token is None:
-                streamed.time_to_first_token = time.monotonic() - streamed.sent
-            for choice in event.get("choices", ()):
-                yield choice["delta"].get("content") or ""
+    try:
+        with response:
+            for line in response:
+                data = line.decode().removeprefix("data:").strip()
+                if not line.startswith(b"data:") or data == _DONE:
+                    continue
+                event = json.loads(data)
+                if "error" in event:
+                    raise click.ClickException(event["error"]["message"])
+                if streamed.time_to_first_token is None:
+                    streamed.time_to_first_token = time.monotonic() - streamed.sent
+                for choice in event.get("choices", ()):
+                    yield choice["delta"].get("content") or ""
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise NoAnswer(f"the answer broke off: {error}") from None
 
 
 def _message(body: bytes) -> str:

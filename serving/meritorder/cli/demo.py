@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from meritorder.cli.client import Streamed, stream_chat
-from meritorder.cli.platform import Place
+from meritorder.cli.place import Place
 from meritorder.cli.running import LOCAL_KEY_FILE
 from meritorder.core.catalog import Backend, Catalog, Endpoint, Tier
 from meritorder.core.usage import UsageRecord
@@ -55,8 +55,9 @@ def show(console: Console, place: Place, manifests: ManifestSet, key: str) -> No
 
 def curl_line(place: Place, manifests: ManifestSet) -> str:
     """A line for a shell that gets an answer."""
-    routes = catalog(manifests).routes
-    model = next(iter(routes))
+    resolved = catalog(manifests)
+    team = next(iter(resolved.teams.values()))  # whose key `up` has made
+    model = next(iter(resolved.callable_by(team)))
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
     key_file = shlex.quote(str(place.state_dir / LOCAL_KEY_FILE))
     return (

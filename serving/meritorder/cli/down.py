@@ -1,5 +1,6 @@
 """`meritorder down`: end the platform that runs here."""
 
+import contextlib
 import os
 import signal
 import time
@@ -21,7 +22,8 @@ def command(state_dir: Path) -> None:
     if running is None:
         click.echo(f"nothing is running on {state_dir}")
         return
-    os.kill(running.pid, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it has ended just now
+        os.kill(running.pid, signal.SIGTERM)
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while find_running(state_dir) is not None:
         if time.monotonic() > deadline:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from meritorder import __version__
+from meritorder.ledger.database import StateError
 
 _COMMANDS = {
     "up": "meritorder.cli.up",
@@ -29,6 +30,12 @@ class _Lazy(click.Group):
         command: Any = importlib.import_module(_COMMANDS[name]).command
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except StateError as error:
+            raise click.ClickException(str(error)) from None
 
 
 @click.command(cls=_Lazy)

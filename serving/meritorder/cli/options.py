@@ -50,4 +50,8 @@ def read_manifests(paths: Sequence[Path]) -> ManifestSet:
             click.echo(str(problem), err=True)
         count = len(error.problems)
         raise click.ClickException(f"the manifests are not valid ({count} problem{'s' if count > 1 else ''})") from None
+    if not manifests.models and not manifests.providers:
+        raise click.ClickException(
+            "there is neither a Model nor a Provider among the manifests, so nothing could answer"
+        )
     return manifests

@@ -2,59 +2,42 @@
 
 import asyncio
 import contextlib
+import logging
+import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Iterator, Mapping
 
 from meritorder.cli.child import Process
+from meritorder.cli.place import Place, PlatformError
 from meritorder.cli.running import STATUS_FILE
 from meritorder.cli.simulated import SimulatedUpstream
 from meritorder.core.status import ApplicationStatus, Phase
-from meritorder.deployments.local import ClusterError, LocalCluster
+from meritorder.deployments.local.cluster import ClusterError, LocalCluster
 from meritorder.manifests.catalog import model_application, provider_application
 from meritorder.manifests.folder import ManifestSet
 from meritorder.manifests.status_file import write_statuses
 from meritorder.manifests.watch import changes
 from meritorder.manifests.yaml_source import ManifestError
 
-_DRAIN_SECONDS = "2"
+log = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 2
 """For streams that are open at a Ctrl-C; the backends are gone by then."""
 
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-
-
-class PlatformError(Exception):
-    """The platform cannot run. The message is one sentence for a person."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a platform lives, where it listens, and to how much."""
-
-    state_dir: Path
-    host: str
-    port: int
-    max_body_bytes: int
-
-    @property
-    def url(self) -> str:
-        """Where this machine reaches it."""
-        host = _ANY_ADDRESS.get(self.host) or (f"[{self.host}]" if ":" in self.host else self.host)
-        return f"http://{host}:{self.port}"
+_RETRY_SECONDS = 1.0
 
 
 class Platform:
-    """Runs everything for `manifests`, and follows what changes at `paths`. A context manager.
+    """Runs everything for `manifests`, and follows what changes at their paths. A context manager.
 
     `start` returns when Serve takes applications; `step` is then called again and again.
     """
 
-    def __init__(self, paths: Sequence[Path], manifests: ManifestSet, place: Place) -> None:
+    def __init__(self, place: Place, manifests: ManifestSet) -> None:
         logs = place.state_dir / "logs"
         self.manifests = manifests
-        self._paths = paths
         self._place = place
         self._ingress_log = logs / "ingress.log"
         self._cluster = LocalCluster(place.state_dir)
@@ -84,10 +67,10 @@ class Platform:
         self._stack.callback(self._cluster.stop)
         try:
             self._cluster.start()
-            self._apply()
         except ClusterError as error:
             raise PlatformError(str(error)) from None
-        threading.Thread(target=lambda: asyncio.run(self._watch()), name="manifests", daemon=True).start()
+        self._apply()
+        threading.Thread(target=self._watch, name="manifests", daemon=True).start()
 
     def step(self, timeout: float) -> list[ApplicationStatus] | ManifestSet | ManifestError | None:
         """Wait up to `timeout` seconds for something to happen, act on it, and return it.
@@ -114,15 +97,31 @@ class Platform:
 
     def _start_ingress(self) -> None:
         place = self._place
-        arguments = [argument for path in self._paths for argument in ("--manifests", str(path))]
-        arguments += ["--state-dir", str(place.state_dir), "--status-file", str(place.state_dir / STATUS_FILE)]
-        arguments += ["--host", place.host, "--port", str(place.port), "--drain-seconds", _DRAIN_SECONDS]
-        arguments += ["--max-body-bytes", str(place.max_body_bytes)]
-        self._ingress = Process("meritorder.ingress", arguments, self._ingress_log)
+        options = {
+            "--state-dir": place.state_dir,
+            "--status-file": place.state_dir / STATUS_FILE,
+            "--host": place.host,
+            "--port": place.port,
+            "--drain-seconds": _DRAIN_SECONDS,
+            "--max-body-bytes": place.max_body_bytes,
+        }
+        arguments = [word for path in place.paths for word in ("--manifests", str(path))]
+        arguments += [str(word) for option in options.items() for word in option]
+        self._ingress = Process("meritorder.ingress", arguments, self._ingress_log, environment=self._without_keys())
         self._stack.callback(self._ingress.stop)
 
+    def _without_keys(self) -> Mapping[str, str]:
+        """The environment less the providers' keys, which are nobody's but their proxies'."""
+        credentials = (provider.spec.credentials for provider in self.manifests.providers)
+        names = {each.env for each in credentials if each is not None}
+        return {name: value for name, value in os.environ.items() if name not in names}
+
     def _apply(self) -> None:
-        self._cluster.apply(self.manifests.models, self.manifests.providers, simulated_url=self._simulated.url)
+        url = self._simulated.url
+        try:
+            self._cluster.apply(self.manifests.models, self.manifests.providers, simulated_url=url)
+        except ClusterError as error:
+            raise PlatformError(str(error)) from None
 
     def _publish(self, statuses: list[ApplicationStatus]) -> None:
         write_statuses(self._place.state_dir / STATUS_FILE, statuses)
@@ -132,6 +131,14 @@ class Platform:
         yield from (provider_application(provider) for provider in self.manifests.providers)
         yield from (model_application(model) for model in self.manifests.models)
 
-    async def _watch(self) -> None:
-        async for read in changes(self._paths, self.manifests):
+    def _watch(self) -> None:
+        while True:
+            try:
+                asyncio.run(self._follow())
+            except Exception:
+                log.exception("the manifests cannot be followed, which is tried again")
+                time.sleep(_RETRY_SECONDS)
+
+    async def _follow(self) -> None:
+        async for read in changes(self._place.paths, self.manifests):
             self._changes.put(read)

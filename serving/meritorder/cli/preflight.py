@@ -16,6 +16,17 @@ CPU_REPLICA_GIB = 3.0
 
 _GIB = 1 << 30
 
+_NEEDED = {
+    "aiohttp": "ingress",
+    "granian": "ingress",
+    "msgspec": "ingress",
+    "prometheus_client": "ingress",
+    "starlette": "ingress",
+    "watchfiles": "ingress",
+    "ray": "serving",
+}
+"""What every platform needs, and the extra that brings it."""
+
 
 def problems(manifests: ManifestSet, host: str, port: int) -> Iterator[str]:
     """What stands in the way of running `manifests` on this machine, one sentence each."""
@@ -37,8 +48,9 @@ def _port(host: str, port: int) -> Iterator[str]:
 
 
 def _packages(manifests: ManifestSet) -> Iterator[str]:
-    if importlib.util.find_spec("ray") is None:
-        yield "Ray is not installed; install meritorder[serving]"
+    for package, extra in _NEEDED.items():
+        if importlib.util.find_spec(package) is None:
+            yield f"the package {package} is not installed; install meritorder[{extra}]"
     if not manifests.models:
         return
     if importlib.util.find_spec("vllm") is None:
@@ -61,17 +73,25 @@ def _memory(manifests: ManifestSet) -> Iterator[str]:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """The memory that new processes can have: the machine's, or what a container's limit leaves of it."""
+    """The memory that new processes can have: the machine's, or what a container's limit leaves of it.
+
+    Memory that holds cached files counts as free, as it does for the kubelet: the kernel gives it up.
+    """
     amounts = [_machine(root / "proc/meminfo")]
-    for limit, used in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),  # cgroup v2
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),  # v1
+    for folder, limit, used, cached in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),  # version 2
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # 1
     ):
         try:
-            amounts.append(int((root / limit).read_text()) - int((root / used).read_text()))
+            left = int((root / folder / limit).read_text()) - int((root / folder / used).read_text())
+            amounts.append(left + _statistic(root / folder / "memory.stat", cached))
         except (OSError, ValueError):
             continue  # this version is not mounted, or there is no limit ("max")
     return min(amounts)
+
+
+def _statistic(file: Path, name: str) -> int:
+    return sum(int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name)
 
 
 def _machine(meminfo: Path) -> int:

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from meritorder.core.status import ApplicationStatus, Phase
@@ -38,7 +39,7 @@ class Progress:
 
     def waits_for(self, what: str) -> None:
         if self._spinner:
-            self._spinner.update(f"waiting for {what}")
+            self._spinner.update(f"waiting for {escape(what)}")
 
     def done(self, part: str, detail: str = "") -> None:
         self._line("[green]ready[/] ", part, detail)
@@ -63,4 +64,4 @@ class Progress:
 
     def _line(self, mark: str, part: str, detail: str) -> None:
         elapsed = time.monotonic() - self._began
-        self._console.print(f"{mark} {part:<24} after {elapsed:5.1f} s  {detail}", highlight=False)
+        self._console.print(f"{mark} {part:<24} after {elapsed:5.1f} s  {escape(detail)}", highlight=False)

@@ -5,8 +5,10 @@ import dataclasses
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -14,6 +16,9 @@ RUNNING_FILE = "running.json"
 STATUS_FILE = "status.json"
 LOCAL_KEY_FILE = "local.key"
 LOCK_FILE = "lock"
+
+_LOCK_TRIES = 5
+_LOCK_RETRY_SECONDS = 0.02
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,22 +34,24 @@ class Running:
 @contextlib.contextmanager
 def claimed(state_dir: Path) -> Iterator[None]:
     """Hold `state_dir` for this process alone; the kernel lets go of it however the process ends."""
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (state_dir / LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        opened = (state_dir / LOCK_FILE).open("a")
+    except OSError as error:
+        raise click.ClickException(f"the state directory {state_dir} cannot be used: {error.strerror}") from None
+    with opened as lock:
+        if not _locked(lock):
             running = _read(state_dir)
             who = f" (process {running.pid}, {running.url})" if running else ""
             raise click.ClickException(
                 f"a platform is already running on {state_dir}{who}; end it with `meritorder down`, or give another "
                 "--state-dir and --port"
-            ) from None
+            )
+        _forget(state_dir)  # what a platform left behind that was killed
         try:
             yield
         finally:
-            for name in (RUNNING_FILE, STATUS_FILE):
-                (state_dir / name).unlink(missing_ok=True)
+            _forget(state_dir)
 
 
 def announce(state_dir: Path, running: Running) -> None:
@@ -72,6 +79,21 @@ def require_running(state_dir: Path) -> Running:
     if running is None:
         raise click.ClickException(f"nothing is running on {state_dir}; start it with `meritorder up -f DIR`")
     return running
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the lock, unless a platform has it; a command that only looks holds it for a moment."""
+    for _ in range(_LOCK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_LOCK_RETRY_SECONDS)
+    return False
+
+
+def _forget(state_dir: Path) -> None:
+    for name in (RUNNING_FILE, STATUS_FILE):
+        (state_dir / name).unlink(missing_ok=True)
 
 
 def _read(state_dir: Path) -> Running | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from meritorder.cli.client import get_json
@@ -38,7 +39,7 @@ def command(state_dir: Path) -> None:
     problem = report["configuration"]["problem"]
     if problem:
         console.print(
-            f"[red]the manifests as they stand are not valid, and those of before stay in force:[/]\n{problem}"
+            f"[red]the manifests as they stand are not valid, and those of before stay in force:[/]\n{escape(problem)}"
         )
     if problem or any(status.phase is Phase.FAILED for status in statuses):
         sys.exit(1)
@@ -49,7 +50,9 @@ def applications_table(statuses: list[ApplicationStatus]) -> Table:
     table = Table("application", "phase", "replicas", "what it waits for, or why it failed", box=None, pad_edge=False)
     for status in statuses:
         phase = f"[{_STYLES[status.phase]}]{status.phase.value}[/]"
-        table.add_row(status.application, phase, f"{status.running_replicas}/{status.target_replicas}", status.message)
+        table.add_row(
+            status.application, phase, f"{status.running_replicas}/{status.target_replicas}", escape(status.message)
+        )
     return table
 
 

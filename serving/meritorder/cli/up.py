@@ -7,22 +7,28 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from meritorder.cli import demo as demonstration
 from meritorder.cli.client import NoAnswer, get_json
 from meritorder.cli.local_key import ensure_local_key
 from meritorder.cli.options import manifests_option, read_manifests, state_dir_option
-from meritorder.cli.platform import Place, Platform, PlatformError
+from meritorder.cli.place import Place, PlatformError
 from meritorder.cli.preflight import problems
 from meritorder.cli.progress import Progress
 from meritorder.cli.running import Running, announce, claimed
 from meritorder.cli.status import applications_table
+from meritorder.core.request import MAX_BODY_BYTES
 from meritorder.core.status import ApplicationStatus
 from meritorder.manifests.folder import ManifestSet
 from meritorder.manifests.yaml_source import ManifestError
+
+if TYPE_CHECKING:
+    from meritorder.cli.platform import Platform
 
 _STEP_SECONDS = 0.2
 
@@ -34,7 +40,7 @@ _STEP_SECONDS = 0.2
 @click.option(
     "--max-body-bytes",
     type=click.IntRange(min=1),
-    default=20_000_000,
+    default=MAX_BODY_BYTES,
     show_default=True,
     help="Larger requests are refused with 413.",
 )
@@ -43,27 +49,28 @@ _STEP_SECONDS = 0.2
 def command(paths: tuple[Path, ...], host: str, port: int, max_body_bytes: int, demo: bool, state_dir: Path) -> None:
     """Run the platform in the foreground. Ctrl-C, or `meritorder down`, ends it and all that it started."""
     console = Console()
-    paths = tuple(path.absolute() for path in paths)
-    manifests = read_manifests(paths)
-    place = Place(state_dir.absolute(), host, port, max_body_bytes)
-    with _stops_on_signals(), claimed(place.state_dir):
-        for problem in problems(manifests, host, port):
-            raise click.ClickException(problem)
-        try:
-            with Platform(paths, manifests, place) as platform:
-                _run(platform, place, paths, console, demo=demo)
-        except PlatformError as error:
-            raise click.ClickException(str(error)) from None
-        except (KeyboardInterrupt, _Stopped):
-            console.print("stopped; nothing is left running")
+    place = Place(tuple(path.absolute() for path in paths), state_dir.absolute(), host, port, max_body_bytes)
+    manifests = read_manifests(place.paths)
+    try:
+        with _stops_on_signals(), claimed(place.state_dir):
+            for problem in problems(manifests, host, port):
+                raise PlatformError(problem)
+            # Only now: what it imports may be among what the preflight has found missing.
+            from meritorder.cli.platform import Platform
+
+            with Platform(place, manifests) as platform:
+                _run(platform, place, console, demo=demo)
+    except PlatformError as error:
+        raise click.ClickException(str(error)) from None
+    except _Stopped:
+        console.print("stopped; nothing is left running")
 
 
-def _run(platform: Platform, place: Place, paths: tuple[Path, ...], console: Console, *, demo: bool) -> None:
-    manifests = platform.manifests
-    team = manifests.teams[0].name if manifests.teams else None
-    key = ensure_local_key(place.state_dir, team) if team else None
+def _run(platform: "Platform", place: Place, console: Console, *, demo: bool) -> None:
+    teams = platform.manifests.teams
+    key = ensure_local_key(place.state_dir, teams[0].name) if teams else None
     with Progress(console) as progress:
-        announce(place.state_dir, _running(platform, place, paths))
+        announce(place.state_dir, _running(platform, place))
         progress.waits_for("Ray and Serve")
         platform.start()
         progress.done("Ray and Serve")
@@ -71,20 +78,39 @@ def _run(platform: Platform, place: Place, paths: tuple[Path, ...], console: Con
             event = platform.step(_STEP_SECONDS)
             if isinstance(event, list):
                 progress.show(event)
+            else:
+                _report(event, platform, place, console)
     console.print(f"\n[bold]{place.url}/v1[/] answers in OpenAI's format.", highlight=False)
     if demo and key:
         demonstration.show(console, place, platform.manifests, key)
     if key:
-        console.print(demonstration.curl_line(place, platform.manifests), soft_wrap=True, highlight=False)
+        console.print(demonstration.curl_line(place, platform.manifests), soft_wrap=True, highlight=False, markup=False)
     else:
         console.print("There is no Team among the manifests, so nobody may call; add one.")
     console.print("\nCtrl-C stops it.")
-    _follow(platform, place, paths, console)
+    while True:
+        event = platform.step(_STEP_SECONDS)
+        if isinstance(event, list):
+            console.print(applications_table(event))
+        else:
+            _report(event, platform, place, console)
 
 
-def _running(platform: Platform, place: Place, paths: tuple[Path, ...]) -> Running:
+def _report(event: ManifestSet | ManifestError | None, platform: "Platform", place: Place, console: Console) -> None:
+    """Say that the manifests have changed."""
+    moment = time.strftime("%H:%M:%S")
+    match event:
+        case ManifestSet():
+            announce(place.state_dir, _running(platform, place))
+            console.print(f"{moment} the manifests have changed and are in force", highlight=False)
+        case ManifestError():
+            said = f"{moment} the manifests are not valid now, and those of before stay in force:"
+            console.print(f"[red]{said}\n{escape(str(event))}[/]", highlight=False, soft_wrap=True)
+
+
+def _running(platform: "Platform", place: Place) -> Running:
     teams = tuple(team.name for team in platform.manifests.teams)
-    return Running(os.getpid(), place.url, tuple(str(path) for path in paths), teams)
+    return Running(os.getpid(), place.url, tuple(str(path) for path in place.paths), teams)
 
 
 def _ingress_knows(url: str, statuses: list[ApplicationStatus]) -> bool:
@@ -97,29 +123,13 @@ def _ingress_knows(url: str, statuses: list[ApplicationStatus]) -> bool:
     return known == {status.application: status.phase.value for status in statuses}
 
 
-def _follow(platform: Platform, place: Place, paths: tuple[Path, ...], console: Console) -> None:
-    """Report what changes, until the end."""
-    while True:
-        event = platform.step(_STEP_SECONDS)
-        moment = time.strftime("%H:%M:%S")
-        match event:
-            case ManifestSet():
-                announce(place.state_dir, _running(platform, place, paths))
-                console.print(f"{moment} the manifests have changed and are in force", highlight=False)
-            case ManifestError():
-                said = f"{moment} the manifests are not valid now, and those of before stay in force:\n{event}"
-                console.print(said, style="red", markup=False, highlight=False)
-            case list():
-                console.print(applications_table(event))
-
-
 class _Stopped(Exception):
-    """SIGTERM, as an exception."""
+    """A request to stop, as an exception."""
 
 
 @contextlib.contextmanager
 def _stops_on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception, once: a second one must not interrupt the clean-up."""
+    """Turn SIGINT, SIGTERM and SIGHUP into an exception, once: a second one must not interrupt the clean-up."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

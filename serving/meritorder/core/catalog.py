@@ -18,6 +18,11 @@ class Endpoint(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
 
+    @property
+    def generative(self) -> bool:
+        """Whether its answers have output tokens, which are paid for."""
+        return self is not Endpoint.EMBEDDINGS
+
 
 class Tier(StrEnum):
     """Who runs the backend, and so what one more request costs."""
@@ -32,7 +37,7 @@ class Backend:
 
     `name` is public and unique (`faq`, `openai/gpt-5`); `application` is the Ray Serve application behind it
     (several backends of one provider share one); `upstream_model` is the name that the application expects.
-    `concurrency` is how many requests it serves at once before more of them queue; None means unknown.
+    `concurrency` is how many requests the application serves at once before more of them queue; None means unknown.
     """
 
     name: str

@@ -3,6 +3,7 @@
     RequestError                      status  code
     ├── InvalidRequest                400     invalid_request, invalid_json, invalid_type, missing_field
     │   └── BodyTooLarge              413     request_too_large
+    ├── RequestTimeout                408     request_timeout
     ├── Unauthenticated               401     invalid_api_key, or missing_api_key
     ├── NotAllowed                    403     model_not_allowed, or team_not_found
     ├── UnknownModel                  404     model_not_found
@@ -59,6 +60,14 @@ class BodyTooLarge(InvalidRequest):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The request body is larger than the limit of {limit:,} bytes; send a smaller one.")
+
+
+class RequestTimeout(RequestError):
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request did not come whole within {seconds:g} s; send it again.")
 
 
 class Unauthenticated(RequestError):

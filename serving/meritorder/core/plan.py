@@ -7,7 +7,7 @@ from meritorder.core.catalog import Backend
 
 
 class Rejection(StrEnum):
-    """Why a candidate is not tried; the value is a metric label."""
+    """Why a candidate is not tried, for a program; the sentence for a person is `Rejected.reason`."""
 
     ENDPOINT = "endpoint"
     NOT_READY = "not_ready"
@@ -15,11 +15,10 @@ class Rejection(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One backend to try. `base_url` is the one below which `/v1/...` answers; `reason` says why it stands here."""
+    """One backend to try. `base_url` is the one below which `/v1/...` answers."""
 
     backend: Backend
     base_url: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from meritorder.core.catalog import Endpoint, Team
 
+MAX_BODY_BYTES = 20_000_000
+"""The default limit: enough for a few images in base64, too little for a slip to fill the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:

@@ -36,12 +36,14 @@ class Outcome(StrEnum):
 class UsageRecord:
     """Exactly one per request that was let in, whatever became of it.
 
-    `backend` and the times are None where no backend answered. `started_at` is in seconds since the epoch,
-    the other times in seconds since then. `cost` is the marginal cost in US dollars.
+    `key_id` names the caller's key without being it. `backend` and the times are None where no backend answered.
+    `started_at` is in seconds since the epoch, the other times in seconds since then. `cost` is the marginal cost
+    in US dollars.
     """
 
     request_id: str
     team: str
+    key_id: str
     route: str
     endpoint: str
     backend: str | None

@@ -1,6 +1,9 @@
-"""Ray Serve applications, one per `Model` and one per `Provider`, and the local cluster that runs them.
+"""Ray Serve applications, one per `Model` and one per `Provider`, on a cluster and on this machine alike.
 
-`apps` builds the applications, on a cluster (`serveConfigV2`) and on this machine alike; `local` starts a
-private Ray here. Ray is imported only by what runs inside it (`apps`, `engine`, `llm_server`, `hosted_replica`)
-and by the local cluster's own process (`driver`, `fleet`); importing the rest stays cheap.
+`applications` turns manifests into entries of a Serve config, whose import paths are the builders in `apps`. A
+model is an `engine` (what it is told: `plan`), a provider a `hosted` proxy (`hosted_replica` runs it in Serve).
+What starts and watches a cluster on this machine is in `local`.
+
+Ray is imported only by what runs inside it: `apps`, `engine`, `llm_server`, `hosted_replica`; importing the rest
+stays cheap.
 """

@@ -1,28 +1,19 @@
 """The little of HTTP that the hosted proxy needs, on bare ASGI: a framework would cost it a fifth of its rate."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from starlette.types import Receive, Send
 
-MAX_BODY = 64 * 1024 * 1024
-"""Bytes of a request's body, which is held in memory until it is complete."""
+from meritorder.core.errors import RequestError
+from meritorder.wire import errors
 
 
-@dataclass(eq=False)
-class Refusal(Exception):
-    """An answer of our own instead of the provider's, in OpenAI's error shape."""
+class Refusal(RequestError):
+    """An answer of our own instead of the provider's."""
 
-    status: int
-    code: str
-    message: str
-    kind: str = "api_error"
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-    async def send(self, send: Send) -> None:
-        error = {"message": self.message, "type": self.kind, "param": None, "code": self.code}
-        await send_json(self.status, {"error": error}, send, self.headers)
+    def __init__(self, status: int, code: str, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message, code=code, retry_after=retry_after)
+        self.status = status
 
 
 class ClientGone(Exception):
@@ -30,22 +21,17 @@ class ClientGone(Exception):
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole body.
+    """The whole body, of any size: it is the ingress that limits it.
 
     Raises:
         ClientGone: the client left before it had sent all.
-        Refusal: the body is over `MAX_BODY`.
     """
     pieces: list[bytes] = []
-    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > MAX_BODY:
-            raise Refusal(413, "body_too_large", f"the body is over {MAX_BODY} bytes", "invalid_request_error")
         if not message.get("more_body"):
             return b"".join(pieces)
 
@@ -56,8 +42,14 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def send_json(status: int, content: object, send: Send, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    body = json.dumps(content).encode()
-    fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
+async def send_error(error: RequestError, send: Send) -> None:
+    """Answer with `error`, in the shape in which the ingress gives its own."""
+    headers = [(name.encode(), value.encode()) for name, value in errors.headers(error).items()]
+    await send_whole(error.status, errors.body(error), headers, send)
+
+
+async def send_whole(status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]], send: Send) -> None:
+    """Answer with a body that is complete."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})

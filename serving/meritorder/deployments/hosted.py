@@ -1,7 +1,11 @@
 """The hosted proxy: an ASGI application that speaks to one provider with that provider's key.
 
 OpenAI's format goes in and out, byte for byte: nothing is parsed, so unknown fields survive. It knows neither
-prices nor fallbacks, which are the ingress's, and needs no Ray.
+prices nor fallbacks nor limits of size, which are the ingress's, and needs no Ray.
+
+Nor does it know who calls: whoever reaches it spends the provider's key, with no team and no record. On a cluster
+a NetworkPolicy must admit the ingress alone. On one machine it listens on loopback, where every user and
+process of that machine can call `http://127.0.0.1:PORT/providers/NAME/v1`: run it where you trust them all.
 """
 
 import asyncio
@@ -13,7 +17,7 @@ import aiohttp
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from meritorder.deployments.asgi import ClientGone, Refusal, disconnected, read_body, send_json
+from meritorder.deployments.asgi import ClientGone, Refusal, disconnected, read_body, send_error, send_whole
 from meritorder.deployments.credentials import Credential, CredentialError
 from meritorder.deployments.egress import proxy_for
 from meritorder.deployments.hosted_headers import Headers, request_headers, response_headers
@@ -71,7 +75,7 @@ class HostedProxy:
         try:
             await self._respond(scope, receive, send)
         except Refusal as refusal:
-            await refusal.send(send)
+            await send_error(refusal, send)
         except ClientGone:
             return
 
@@ -98,7 +102,7 @@ class HostedProxy:
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))
         if path == "/health" and method == "GET":
-            await send_json(200, {"status": "ok"}, send)
+            await send_whole(200, b'{"status":"ok"}', [(b"content-type", b"application/json")], send)
             return
         url = self._url(method, path, scope["query_string"])
         headers = request_headers(scope["headers"], self._authorization())
@@ -135,7 +139,7 @@ class HostedProxy:
         except TimeoutError as error:
             if started:
                 raise
-            raise Refusal(504, "provider_timeout", self._says("did not answer in time"), "timeout_error") from error
+            raise Refusal(504, "provider_timeout", self._says("did not answer in time")) from error
         except (aiohttp.ClientError, OSError) as error:
             if started:
                 raise
@@ -151,12 +155,12 @@ class HostedProxy:
         except TimeoutError:
             limit = self._upstream.concurrency
             message = self._says(f"already serves {limit} requests, the limit of its account (limits.concurrency)")
-            raise Refusal(429, "provider_concurrency", message, "rate_limit_error", ((b"retry-after", b"1"),)) from None
+            raise Refusal(429, "provider_concurrency", message, retry_after=1) from None
 
     def _url(self, method: str, path: str, query: bytes) -> URL:
         allowed = {"POST": path.startswith("/v1/"), "GET": path == "/v1/models" or path.startswith("/v1/models/")}
         if not allowed.get(method) or ".." in path.split("/"):
-            raise Refusal(404, "not_found", f"{method} {path} is not offered here", "invalid_request_error")
+            raise Refusal(404, "not_found", f"{method} {path} is not offered here")
         target = self._base._replace(
             path=self._base.path + quote(path.removeprefix("/v1"), safe="/:@"), query=query.decode("ascii")
         )

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable
 
-from multidict import CIMultiDict
-
-Headers = CIMultiDict[str]
+Headers = list[tuple[str, str]]
 
 HOP_BY_HOP = frozenset(
     {
@@ -44,14 +42,17 @@ def request_headers(received: Iterable[tuple[bytes, bytes]], authorization: str 
 
     An answer is compressed only where the client asked for it: it is passed on as it comes.
     """
-    headers: Headers = CIMultiDict()
+    headers: Headers = []
+    compression = "identity"
     for name, value in received:
         low = name.lower()
-        if low not in NOT_TO_PROVIDER and not low.startswith(NOT_TO_PROVIDER_PREFIXES):
-            headers.add(name.decode("latin-1"), value.decode("latin-1"))
-    headers.setdefault("accept-encoding", "identity")
+        if low == b"accept-encoding":
+            compression = value.decode("latin-1")
+        elif low not in NOT_TO_PROVIDER and not low.startswith(NOT_TO_PROVIDER_PREFIXES):
+            headers.append((name.decode("latin-1"), value.decode("latin-1")))
+    headers.append(("accept-encoding", compression))
     if authorization:
-        headers["authorization"] = authorization
+        headers.append(("authorization", authorization))
     return headers
 
 

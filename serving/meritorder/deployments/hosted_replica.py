@@ -9,10 +9,14 @@ from meritorder.deployments.credentials import Credential, credential
 from meritorder.deployments.hosted import HostedProxy as Proxy
 from meritorder.deployments.hosted import Upstream
 from meritorder.deployments.loopback import keep_to_loopback
-from meritorder.deployments.plan import UNLIMITED_ONGOING_REQUESTS, PlanError
+from meritorder.deployments.plan import UNLIMITED_ONGOING_REQUESTS
 from meritorder.manifests.kinds import Provider
 
 OPENAI_URL = "https://api.openai.com/v1"
+
+
+class UpstreamError(Exception):
+    """There is nowhere to send requests. The message is one sentence for a person."""
 
 
 @serve.ingress()
@@ -40,12 +44,12 @@ def upstream(provider: Provider, simulated_url: str | None = None) -> Upstream:
     """The account of a manifest.
 
     Raises:
-        PlanError: a simulated provider, and nothing simulates it.
+        UpstreamError: a simulated provider, and nothing simulates it.
     """
     spec = provider.spec
     url = simulated_url if spec.type == "simulated" else spec.base_url or OPENAI_URL
     if not url:
-        raise PlanError(f"provider {provider.name!r} is simulated, and no simulated upstream runs")
+        raise UpstreamError(f"provider {provider.name!r} is simulated, and no simulated upstream runs")
     return Upstream(
         name=provider.name,
         base_url=url.rstrip("/"),

@@ -20,24 +20,12 @@ HEALTH_CHECK_TIMEOUT_S = 30.0
 
 NODE_INIT = "meritorder.deployments.llm_server.SkipNodeInit"
 
-SET_ELSEWHERE = {
-    "model": "spec.source",
-    "revision": "spec.source, as hf://organisation/name@revision,",
-    "served_model_name": "metadata.name",
-    "tensor_parallel_size": "spec.resources.tensorParallel",
-    "pipeline_parallel_size": "spec.resources.gpu.count",
-}
-
 CPU_ENVIRONMENT = {
     # Without this the first request compiles kernels for 5 to 26 s, and kills the engine where there is no g++.
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
 LOCAL_ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
-
-
-class PlanError(ValueError):
-    """A manifest that cannot be deployed. The message is one sentence for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +42,7 @@ class ModelPlan:
 
 
 def plan(model: Model) -> ModelPlan:
-    """Plan `model`.
-
-    Raises:
-        PlanError: `engineArgs` contradicts another field.
-    """
-    for name, field in SET_ELSEWHERE.items():
-        if name in model.spec.engine_args:
-            raise PlanError(f"model {model.name!r}: set {field} instead of engineArgs.{name}")
+    """Plan `model`."""
     source, engine_source = _source(model)
     resources = model.spec.resources
     bundles = _bundles(resources.gpu, resources.cpu)

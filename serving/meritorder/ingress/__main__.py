@@ -1,8 +1,10 @@
 """`python -m meritorder.ingress`: serve until told to stop."""
 
 import functools
+import logging
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,19 @@ from granian.server import Server
 from starlette.applications import Starlette
 
 from meritorder.ingress.main import build
-from meritorder.ingress.parent import exit_with_parent
 from meritorder.ingress.settings import Settings
+from meritorder.ledger.database import StateError, connect
+from meritorder.ledger.keys import load_secret
+from meritorder.system.processes import exit_with_parent
 from meritorder.telemetry.logs import configure
+
+log = logging.getLogger(__name__)
 
 _PATH = click.Path(path_type=Path)
 _DEFAULTS = Settings((), Path(), Path())
 
 _OPEN_REQUESTS = 16_384
 """How many requests may be open; further connections wait unseen. A stream is open for long and does little."""
-
-_SETTLE_SECONDS = 10.0
-"""After the drain time, for the last usage records to be written; then the worker is killed."""
 
 _LOGGERS = {"_granian": {"handlers": [], "propagate": True}}
 """granian's own log lines go where ours go, and look as ours do."""
@@ -37,6 +40,13 @@ _LOGGERS = {"_granian": {"handlers": [], "propagate": True}}
 @click.option("--host", default=_DEFAULTS.host, show_default=True)
 @click.option("--port", default=_DEFAULTS.port, show_default=True)
 @click.option("--max-body-bytes", default=_DEFAULTS.max_body_bytes, show_default=True)
+@click.option("--body-seconds", default=_DEFAULTS.body_seconds, show_default=True, help="For a request to come whole.")
+@click.option(
+    "--client-stall-seconds",
+    default=_DEFAULTS.client_stall_seconds,
+    show_default=True,
+    help="For a client to go on reading its answer.",
+)
 @click.option(
     "--drain-seconds", default=_DEFAULTS.drain_seconds, show_default=True, help="For open requests, at a stop."
 )
@@ -44,6 +54,12 @@ def main(**options: Any) -> None:
     """Serve the OpenAI-compatible endpoint."""
     configure()
     settings = Settings(**options)
+    try:
+        connect(settings.state_dir).close()
+        load_secret(settings.state_dir)
+    except StateError as error:  # told here, as a worker that cannot start has only a traceback to give
+        log.error("the ingress cannot start: %s", error)
+        sys.exit(1)
     server = Server(
         "meritorder.ingress",
         address=settings.host,
@@ -53,7 +69,7 @@ def main(**options: Any) -> None:
         backpressure=_OPEN_REQUESTS,
         log_level=LogLevels.warning,
         log_dictconfig={"loggers": _LOGGERS},
-        workers_kill_timeout=math.ceil(settings.drain_seconds + _SETTLE_SECONDS),
+        workers_kill_timeout=math.ceil(settings.drain_seconds + settings.settle_seconds),
     )
     server.serve(target_loader=functools.partial(_load, settings, os.getpid()), wrap_loader=False)
 

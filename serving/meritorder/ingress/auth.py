@@ -11,7 +11,10 @@ _HOW = "send a team's key as 'Authorization: Bearer mo-...' (meritorder key crea
 
 
 class Authenticator:
-    """Looks keys up in memory; `refresh` takes over what has changed in the store."""
+    """Looks keys up in memory; `refresh` takes over what has changed in the store.
+
+    It may be called in a thread: the keys are replaced as a whole.
+    """
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys

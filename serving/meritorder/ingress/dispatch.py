@@ -15,6 +15,7 @@ from meritorder.core.money import FREE
 from meritorder.core.plan import Attempt, RoutePlan
 from meritorder.core.request import Caller, InferenceRequest
 from meritorder.core.usage import Outcome, Usage, UsageRecord
+from meritorder.ingress.body import ClientLeft
 from meritorder.ingress.refusals import all_failed, broken_stream, find_route, nothing_to_try
 from meritorder.ingress.world import World
 from meritorder.routing.plan import plan
@@ -97,7 +98,7 @@ class Dispatcher:
         """The first good answer, the attempts made in order. After this, there is no other backend."""
         for attempt in chosen.attempts:
             tally.attempts += 1
-            with self._world.occupied(attempt.backend.name):
+            with self._world.occupied(attempt.backend):
                 answer = await self._open(attempt, request, tally)
                 if answer is not None:
                     try:
@@ -143,6 +144,8 @@ class Dispatcher:
                 return Outcome.REJECTED, error.status
             case RequestError():
                 return Outcome.FAILED, error.status
+            case ClientLeft():
+                return Outcome.DISCONNECTED, _CLIENT_CLOSED_REQUEST
             case asyncio.CancelledError() if not self._world.halted:
                 return Outcome.DISCONNECTED, _CLIENT_CLOSED_REQUEST
             case _:
@@ -155,6 +158,7 @@ class Dispatcher:
         record = UsageRecord(
             request_id=request.id,
             team=caller.team.name,
+            key_id=caller.key_id,
             route=route.name,
             endpoint=request.endpoint,
             backend=backend.name if backend else None,

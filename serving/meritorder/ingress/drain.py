@@ -9,22 +9,20 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 
-from starlette.types import Receive
-
 from meritorder.ingress.world import World
 
 
 class OpenRequests:
-    """The requests that are being answered."""
+    """The requests that are being read and answered."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def answer(self, receive: Receive, work: Coroutine[None, None, None]) -> None:
-        """Do `work`, and cancel it when the client leaves."""
+    async def answer(self, client_left: Coroutine[None, None, None], work: Coroutine[None, None, None]) -> None:
+        """Do `work`, and cancel it when `client_left` returns."""
         task = asyncio.create_task(work)
-        watch = asyncio.create_task(_disconnected(receive))
+        watch = asyncio.create_task(client_left)
         self._tasks.add(task)
         try:
             await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -54,8 +52,3 @@ def on_stop(seconds: float, halt: Callable[[], None]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     loop.add_signal_handler(signal.SIGTERM, stop)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -63,7 +63,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> list[Route]:
     open_requests = OpenRequests(world)
     on_stop(settings.drain_seconds, open_requests.halt)
     dispatcher = Dispatcher(world, client, metrics, settle)
-    parts = Parts(world, authenticator, dispatcher, open_requests, metrics, settings.max_body_bytes)
+    parts = Parts(world, authenticator, dispatcher, open_requests, metrics, settings)
     operations = Operations(world, authenticator, metrics)
     return [
         *(Route(f"/v1/{endpoint}", InferenceEndpoint(endpoint, parts), methods=["POST"]) for endpoint in Endpoint),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from meritorder.backends.client import Timeouts
+from meritorder.core.request import MAX_BODY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,13 @@ class Settings:
 
     port: int = 8080
 
-    max_body_bytes: int = 20_000_000
-    """Large enough for a few images in base64, small enough that a slip does not fill the memory."""
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    body_seconds: float = 30.0
+    """How long a request may take to come; the largest needs 5 Mbit/s for it. One that has stopped holds memory."""
+
+    client_stall_seconds: float = 120.0
+    """How long a client may not read its answer; its request holds a place at the backend, which others wait for."""
 
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -30,5 +36,8 @@ class Settings:
     status_poll_seconds: float = 0.1
     """Traffic moves to a backend that has become ready, or away from one that has not, within this time."""
 
-    drain_seconds: float = 30.0
+    drain_seconds: float = 20.0
     """How long open requests may go on after a request to stop; Kubernetes kills a pod after 30 s unless told."""
+
+    settle_seconds: float = 5.0
+    """How long the last usage records may take after that; then the worker is killed."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from meritorder.backends.failures import AttemptFailed, Failure
-from meritorder.core.catalog import Catalog
+from meritorder.core.catalog import Backend, Catalog
 from meritorder.core.status import ApplicationStatus
 from meritorder.routing.snapshot import Snapshot
 
@@ -24,7 +24,10 @@ _DOWN = frozenset({Failure.UNREACHABLE, Failure.BUSY, Failure.CREDENTIALS, Failu
 
 
 class World:
-    """One per ingress process, changed only in its event loop; `snapshot` is how everyone else sees it.
+    """One per ingress process; `snapshot` is how decisions see it.
+
+    It is changed in the event loop, but for `statuses`, which a thread reads from a file: that one is replaced as
+    a whole and never changed, so whoever has taken it keeps one view.
 
     `problem` is why the manifests as they stand are not in force. `halted` says that this process ends now, and
     cuts off what is still open.
@@ -36,26 +39,30 @@ class World:
         self.problem: str | None = None
         self.halted = False
         self._in_flight: Counter[str] = Counter()
+        self._in_application: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._rests_until: dict[str, float] = {}
 
     def snapshot(self) -> Snapshot:
         """The world as it is now. The loads are live views: a snapshot is for one decision, made at once."""
-        return Snapshot(self.catalog, self.statuses, self._in_flight, self._rests_until)
+        return Snapshot(self.catalog, self.statuses, self._in_application, self._rests_until)
 
     @contextmanager
-    def occupied(self, backend: str) -> Iterator[None]:
+    def occupied(self, backend: Backend) -> Iterator[None]:
         """Count a request as in flight, from before its first byte is sent, so that a burst does not herd.
 
         There must be no await between the plan and this.
         """
-        self._in_flight[backend] += 1
+        self._in_flight[backend.name] += 1
+        self._in_application[backend.application] += 1
         try:
             yield
         finally:
-            self._in_flight[backend] -= 1
+            self._in_flight[backend.name] -= 1
+            self._in_application[backend.application] -= 1
 
     def in_flight(self) -> Mapping[str, int]:
+        """The open requests of each backend."""
         return self._in_flight
 
     def succeeded(self, backend: str) -> None:

@@ -26,6 +26,7 @@ CREATE TABLE usage (
     request_id           TEXT NOT NULL,    -- not unique: a client may choose it, and choose it twice
     started_at           REAL NOT NULL,    -- seconds since the epoch
     team                 TEXT NOT NULL,
+    key_id               TEXT NOT NULL,    -- of api_keys; the key may be revoked
     route                TEXT NOT NULL,
     endpoint             TEXT NOT NULL,
     backend              TEXT,             -- NULL: none answered
@@ -42,22 +43,51 @@ CREATE TABLE usage (
     duration             REAL NOT NULL     -- seconds
 ) STRICT""",
     "CREATE INDEX usage_by_request ON usage (request_id)",
-    "CREATE INDEX usage_by_team ON usage (team, started_at)",
 )
+
+
+class StateError(Exception):
+    """The state directory cannot be used. The text is one sentence, for a person who can mend it."""
+
+
+def make_folder(state_dir: Path) -> None:
+    """Make the folder where there is none; only its owner may enter it.
+
+    Raises:
+        StateError: it cannot be made, or is no folder.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _unusable(state_dir, error) from error
+
+
+def _unusable(state_dir: Path, error: OSError) -> StateError:
+    return StateError(f"{state_dir} cannot be used as the state directory: {error.strerror}")
 
 
 def connect(state_dir: Path) -> sqlite3.Connection:
     """Open the database in `state_dir`, and make it where there is none; only its owner may read it.
 
     Raises:
-        RuntimeError: a newer release has written it.
+        StateError: a newer release has written it, it is damaged, or the folder cannot be used.
     """
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(state_dir)
     path = state_dir / FILE
     # Only where there is none yet: to close any descriptor of a file drops all of this process's locks on it
     # (sqlite.org/howtocorrupt.html), and the next program to leave would take the write-ahead log away.
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise _unusable(state_dir, error) from error
+    try:
+        return _open(path)
+    except sqlite3.Error as error:
+        raise StateError(f"{path} cannot be opened: {error}") from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         _write_ahead(connection)
@@ -87,7 +117,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > _SCHEMA_VERSION:
-            raise RuntimeError(
+            raise StateError(
                 f"{path} was written by a newer release (schema {version}, this one knows {_SCHEMA_VERSION}); "
                 "upgrade, or choose another state directory"
             )

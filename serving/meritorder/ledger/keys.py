@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from meritorder.ledger.database import StateError, make_folder
+
 SECRET_FILE = "key.secret"
 PREFIX = "mo-"
 
@@ -78,15 +80,18 @@ def load_secret(state_dir: Path) -> bytes:
     """The secret in `state_dir`, made on first use; only its owner may read it.
 
     Raises:
-        RuntimeError: there is one, and it cannot be right.
+        StateError: there is one that cannot be right, or it can be neither read nor made.
     """
+    make_folder(state_dir)
     path = state_dir / SECRET_FILE
-    if not path.exists():
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _make_secret(path)
-    secret = path.read_bytes()
+    try:
+        if not path.exists():
+            _make_secret(path)
+        secret = path.read_bytes()
+    except OSError as error:
+        raise StateError(f"{path} cannot be read: {error.strerror}") from error
     if len(secret) != _SECRET_BYTES:
-        raise RuntimeError(f"{path} is damaged; restore it, or remove it and make all keys anew")
+        raise StateError(f"{path} is damaged; restore it, or remove it and make all keys anew")
     return secret
 
 

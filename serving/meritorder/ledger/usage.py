@@ -16,7 +16,7 @@ from meritorder.ledger.database import connect
 log = logging.getLogger(__name__)
 
 _COLUMNS = (
-    "request_id, started_at, team, route, endpoint, backend, tier, attempts, outcome, status, input_tokens, "
+    "request_id, started_at, team, key_id, route, endpoint, backend, tier, attempts, outcome, status, input_tokens, "
     "cached_input_tokens, output_tokens, estimated, cost_usd, time_to_first_token, duration"
 )
 _RETRY_SECONDS = 0.5
@@ -31,7 +31,7 @@ class UsageWriter:
     `patience` seconds at its end.
     """
 
-    def __init__(self, state_dir: Path, patience: float = 5.0) -> None:
+    def __init__(self, state_dir: Path, patience: float = 2.0) -> None:
         self._patience = patience
         self._db = connect(state_dir)
         self._db.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
@@ -120,19 +120,20 @@ def wait_for(connection: sqlite3.Connection, request_ids: Sequence[str], timeout
 def _row(record: UsageRecord) -> tuple[object, ...]:
     usage = record.usage
     return (
-        record.request_id, record.started_at, record.team, record.route, record.endpoint, record.backend,
-        record.tier, record.attempts, record.outcome.value, record.status, usage.input_tokens,
+        record.request_id, record.started_at, record.team, record.key_id, record.route, record.endpoint,
+        record.backend, record.tier, record.attempts, record.outcome.value, record.status, usage.input_tokens,
         usage.cached_input_tokens, usage.output_tokens, int(usage.estimated), format(record.cost, "f"),
         record.time_to_first_token, record.duration,
     )  # fmt: skip
 
 
 def _record(row: tuple[Any, ...]) -> UsageRecord:
-    (request_id, started_at, team, route, endpoint, backend, tier, attempts, outcome, status,
+    (request_id, started_at, team, key_id, route, endpoint, backend, tier, attempts, outcome, status,
      given, cached, output, estimated, cost, ttft, duration) = row  # fmt: skip
     return UsageRecord(
         request_id=request_id,
         team=team,
+        key_id=key_id,
         route=route,
         endpoint=endpoint,
         backend=backend,

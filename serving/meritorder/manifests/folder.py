@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from meritorder.manifests.kinds import KINDS, Manifest, Model, Provider, Route, Team
 from meritorder.manifests.messages import did_you_mean, explain, shown
-from meritorder.manifests.yaml_source import Document, ManifestError, Problem, documents, dotted
+from meritorder.manifests.yaml_source import Document, ManifestError, Problem, documents
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -169,12 +169,16 @@ def _not_a_kind(name: Any) -> str:
 
 def _anchored(manifest: Manifest, file: Path) -> Manifest:
     # What a relative path means must not depend on the folder in which a program happens to run.
-    if not isinstance(manifest, Model) or not manifest.spec.source.startswith("file://"):
-        return manifest
-    folder = manifest.spec.source.removeprefix("file://")
-    absolute = os.path.abspath(file.parent / os.path.expanduser(folder))
-    spec = manifest.spec.model_copy(update={"source": f"file://{absolute}"})
-    return manifest.model_copy(update={"spec": spec})
+    match manifest:
+        case Model(spec=spec) if spec.source.startswith("file://"):
+            source = f"file://{_absolute(spec.source.removeprefix('file://'), file)}"
+            return manifest.model_copy(update={"spec": spec.model_copy(update={"source": source})})
+        case Provider(spec=spec) if spec.credentials is not None and spec.credentials.file is not None:
+            path = _absolute(spec.credentials.file, file)
+            credentials = spec.credentials.model_copy(update={"file": path})
+            return manifest.model_copy(update={"spec": spec.model_copy(update={"credentials": credentials})})
+    return manifest
 
 
-__all__ = ["ManifestError", "ManifestSet", "Problem", "Written", "dotted", "files", "folders", "read"]
+def _absolute(path: str, manifest: Path) -> str:
+    return os.path.abspath(manifest.parent / os.path.expanduser(path))

@@ -11,8 +11,6 @@ from pydantic import Field, field_validator, model_validator
 from meritorder.core.catalog import Endpoint
 from meritorder.manifests.fields import Count, HttpUrl, ModelName, Money, Name, Source, Strict, misplaced
 
-API_VERSION = "meritorder.dev/v1alpha1"
-
 CHAT_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS})
 
 
@@ -75,6 +73,16 @@ class Scaling(Strict):
     min_replicas: Count = 1
 
 
+SAID_ELSEWHERE = {
+    "model": "spec.source",
+    "revision": "spec.source, as hf://organisation/name@revision,",
+    "served_model_name": "metadata.name",
+    "tensor_parallel_size": "spec.resources.tensorParallel",
+    "pipeline_parallel_size": "spec.resources.gpu.count",
+}
+"""Engine arguments that other fields of a Model determine."""
+
+
 class ModelSpec(Strict):
     """`engineArgs` are vLLM's own, in its spelling (`max_model_len`); vLLM checks them."""
 
@@ -91,6 +99,14 @@ class ModelSpec(Strict):
         sequences = args.get("max_num_seqs", 1)
         if not isinstance(sequences, int) or isinstance(sequences, bool) or sequences < 1:
             raise misplaced("max_num_seqs", "expected a whole number of at least 1")
+        return args
+
+    @field_validator("engine_args")
+    @classmethod
+    def _nothing_is_said_twice(cls, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name, field in SAID_ELSEWHERE.items():
+            if name in args:
+                raise misplaced(name, f"set {field} instead")
         return args
 
 

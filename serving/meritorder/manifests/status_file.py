@@ -3,19 +3,18 @@
 On a cluster the same facts are in the status of the custom resources.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from meritorder.core.status import ApplicationStatus, Phase
+from meritorder.core.status import ApplicationStatus
 
 
 def write_statuses(file: Path, statuses: Iterable[ApplicationStatus]) -> None:
     """Replace `file` in one step: a reader sees the old or the new, never half of it."""
     fresh = file.with_name(f".{file.name}.new")
-    fresh.write_text(json.dumps([dataclasses.asdict(status) for status in statuses], indent=1))
+    fresh.write_text(json.dumps([status.to_json() for status in statuses], indent=1))
     os.replace(fresh, file)
 
 
@@ -26,10 +25,8 @@ def read_statuses(file: Path) -> Mapping[str, ApplicationStatus]:
         FileNotFoundError: nobody has written it yet.
         ValueError: it is not such a file.
     """
-    try:
-        entries = [
-            ApplicationStatus(**{**entry, "phase": Phase(entry["phase"])}) for entry in json.loads(file.read_text())
-        ]
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"not a list of statuses: {error}") from error
-    return {entry.application: entry for entry in entries}
+    entries = json.loads(file.read_text())
+    if not isinstance(entries, list):
+        raise ValueError("not a list of statuses")
+    statuses = [ApplicationStatus.from_json(entry) for entry in entries]
+    return {status.application: status for status in statuses}

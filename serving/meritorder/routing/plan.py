@@ -29,13 +29,20 @@ def plan(snapshot: Snapshot, route: Route, endpoint: Endpoint, now: float) -> Ro
         verdict = _usable(snapshot, backend, endpoint)
         if isinstance(verdict, Rejected):
             rejected.append(verdict)
-        elif (rest := snapshot.rests_until.get(name, now) - now) > 0:
-            resting.append(Attempt(backend, verdict, f"failed just now, rests for {rest:.1f} s"))
-        elif backend.concurrency is not None and snapshot.in_flight.get(name, 0) >= backend.concurrency:
-            full.append(Attempt(backend, verdict, f"full: {backend.concurrency} requests in flight"))
+        elif snapshot.rests_until.get(name, now) > now:
+            resting.append(Attempt(backend, verdict))
+        elif _full(snapshot, backend):
+            full.append(Attempt(backend, verdict))
         else:
-            free.append(Attempt(backend, verdict, "has room"))
+            free.append(Attempt(backend, verdict))
     return RoutePlan((*free, *full, *resting), tuple(rejected))
+
+
+def _full(snapshot: Snapshot, backend: Backend) -> bool:
+    """Whether one more request would queue. An account's limit is shared by all of its models."""
+    if backend.concurrency is None:
+        return False
+    return snapshot.in_flight.get(backend.application, 0) >= backend.concurrency
 
 
 def _usable(snapshot: Snapshot, backend: Backend, endpoint: Endpoint) -> str | Rejected:

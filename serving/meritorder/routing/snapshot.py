@@ -9,7 +9,7 @@ from meritorder.core.status import ApplicationStatus
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`statuses` is by application; `in_flight` and `rests_until` are by backend name.
+    """`statuses` and `in_flight` are by application, `rests_until` is by backend name.
 
     `in_flight` counts the requests that this ingress has open; `rests_until` is the moment, on the clock that
     `now` is read from, until which a backend that has just failed rests.

@@ -52,6 +52,7 @@ def log_request(record: UsageRecord) -> None:
     fields = {
         "request_id": record.request_id,
         "team": record.team,
+        "key_id": record.key_id,
         "route": record.route,
         "endpoint": record.endpoint,
         "backend": record.backend,

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from meritorder.core.catalog import Endpoint
 from meritorder.core.request import InferenceRequest
 from meritorder.core.usage import Usage
 from meritorder.wire.sse import DONE, data_of, is_silent
@@ -40,6 +41,10 @@ _decoder = msgspec.json.Decoder(_Answer)
 
 _MOST_TOKENS = 10**12
 """More than any answer has; a number beyond it is a fault, and would not fit into the database."""
+
+
+_BYTES_PER_TOKEN = 4
+"""OpenAI's rule of thumb for English text."""
 
 
 class StreamReader:
@@ -77,17 +82,17 @@ class StreamReader:
         self.tokens += any(_says_something(choice) for choice in answer.choices or ())
         if answer.usage is None:
             return False
-        self.usage = _usage(answer.usage) or self.usage
+        self.usage = _usage(answer.usage, generative=True) or self.usage
         return not answer.choices
 
 
-def usage_of(body: bytes) -> Usage | None:
-    """The usage that a whole answer reports, if any.
+def usage_of(endpoint: Endpoint, body: bytes) -> Usage | None:
+    """The usage that a whole answer of `endpoint` reports, if any.
 
     Raises:
         MalformedAnswer: the body is no JSON object.
     """
-    return _usage(_decode(body).usage)
+    return _usage(_decode(body).usage, endpoint.generative)
 
 
 def is_error(body: bytes) -> bool:
@@ -99,11 +104,13 @@ def is_error(body: bytes) -> bool:
 
 
 def estimate(request: InferenceRequest, tokens: int) -> Usage:
-    """Usage where none was reported: four bytes of request a token, and a token per event of the answer.
+    """Usage where none was reported. `tokens` is the output: an event of a stream has one, as engines stream."""
+    return Usage(max(1, request.body_size // _BYTES_PER_TOKEN), tokens, estimated=True)
 
-    The first is OpenAI's rule of thumb for English text; the second is how engines stream.
-    """
-    return Usage(max(1, request.body_size // 4), tokens, estimated=True)
+
+def output_tokens_in(endpoint: Endpoint, body: bytes) -> int:
+    """An estimate for a whole answer. What surrounds its text counts, too: rather too dear than free."""
+    return max(1, len(body) // _BYTES_PER_TOKEN) if endpoint.generative else 0
 
 
 def _decode(data: bytes) -> _Answer:
@@ -121,17 +128,24 @@ def _says_something(choice: _Choice) -> bool:
     return bool(choice.text)
 
 
-def _usage(usage: Any) -> Usage | None:
+def _usage(usage: Any, generative: bool) -> Usage | None:
+    """None where a count is missing that a bill rests on: an estimate is better than an exact zero."""
     if not isinstance(usage, dict):
         return None
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    completion = usage.get("completion_tokens")
+    if completion is None and not generative:
+        completion = 0
+    prompt = _count(usage.get("prompt_tokens"))
+    output = _count(completion)
+    if prompt is None or output is None:
+        return None
     details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    return Usage(prompt, completion, min(cached, prompt))
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    return Usage(prompt, output, min(cached or 0, prompt))
 
 
-def _count(value: Any) -> int:
-    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else 0
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def _status_of(error: Any) -> int | None:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from meritorder.core.status import ApplicationStatus, Phase
-from meritorder.deployments.failures import LogsOf, explain
+from meritorder.deployments.local.failures import LogsOf, explain
+
+KEEPS_RUNNING = "the last change could not be deployed, and the version before keeps running: "
 
 
 def observe(name: str, endpoint: str, details: Mapping[str, Any] | None, logs_of: LogsOf) -> ApplicationStatus:
@@ -17,11 +19,7 @@ def observe(name: str, endpoint: str, details: Mapping[str, Any] | None, logs_of
     replicas = [replica for deployment in _deployments(details) for replica in deployment.get("replicas") or ()]
     running = sum(replica["state"] == "RUNNING" for replica in replicas)
     phase = _phase(details["status"], running)
-    message = "" if phase is Phase.READY else explain(details, logs_of)
-    if not message and phase is Phase.FAILED:
-        message = "it ended without a reason; see the log files"
-    if not message and details["status"] == "UNHEALTHY" and not running:
-        message = "its replica died and is being replaced"
+    message = _message(phase, details, logs_of)
     return ApplicationStatus(name, phase, endpoint, message, running, target_replicas(details))
 
 
@@ -38,6 +36,19 @@ def target_replicas(details: Mapping[str, Any]) -> int:
 
 def _deployments(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list((details.get("deployments") or {}).values())
+
+
+def _message(phase: Phase, details: Mapping[str, Any], logs_of: LogsOf) -> str:
+    failed = details["status"] == "DEPLOY_FAILED"
+    if phase is Phase.READY and not failed:
+        return ""
+    message = explain(details, logs_of)
+    if failed:
+        message = message or "it ended without a reason; see the log files"
+        return KEEPS_RUNNING + message if phase is Phase.READY else message
+    if not message and details["status"] == "UNHEALTHY":
+        return "its replica died and is being replaced"
+    return message
 
 
 def _phase(status: str, running: int) -> Phase:

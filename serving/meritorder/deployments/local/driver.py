@@ -6,7 +6,6 @@ Commands come as JSON lines on standard input, events go out the same way; `supe
     {"serving": "http://127.0.0.1:8000"}   {"statuses": [{...}, ...]}   {"failed": "one sentence"}
 """
 
-import dataclasses
 import json
 import os
 import queue
@@ -14,21 +13,36 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from meritorder.core.status import ApplicationStatus
-from meritorder.deployments.fleet import Fleet
+from meritorder.deployments.local.fleet import Fleet
 from meritorder.deployments.loopback import ADDRESS
-from meritorder.deployments.processes import KILL_TIMEOUT, adopt_orphans, end_descendants
+from meritorder.system.processes import adopt_orphans, end_descendants
 
 POLL = 0.25
 """Seconds between two looks at Serve."""
+
+
+class LocalServe:
+    """Serve's declarative API in this process: the REST API, which does the same, would need Ray's dashboard."""
+
+    def deploy(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        client: Any = _get_global_client()
+        client.deploy_apps(ServeDeploySchema.model_validate({"applications": list(entries)}))
+
+    def applications(self) -> Mapping[str, Any]:
+        client: Any = _get_global_client()
+        found: Mapping[str, Any] = client.get_serve_details().get("applications", {})
+        return found
 
 
 def start(run_dir: Path, http_port: int) -> Path:
@@ -59,7 +73,7 @@ def run(fleet: Fleet, commands: IO[str], events: IO[str], end: Callable[[], None
             fleet.advance()
         statuses = fleet.statuses()
         if statuses != reported:
-            emit(events, {"statuses": [dataclasses.asdict(status) for status in statuses]})
+            emit(events, {"statuses": [status.to_json() for status in statuses]})
             reported = statuses
 
 
@@ -78,7 +92,7 @@ def main(run_dir: Path, http_port: int) -> None:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         base_url = f"http://{ADDRESS}:{http_port}"
         emit(events, {"serving": base_url})
-        run(Fleet(base_url, logs, resources), sys.stdin, events, lambda: _end(run_dir))
+        run(Fleet(LocalServe(), base_url, logs, resources), sys.stdin, events, lambda: _end(run_dir))
     except BaseException as error:
         traceback.print_exc()
         emit(events, {"failed": f"{type(error).__name__}: {error}".partition("\n")[0]})
@@ -95,7 +109,7 @@ def _end(run_dir: Path) -> None:
     # Only reached when the supervisor was killed: it would have ended this process, too.
     # The folder first: without its raylet, Ray may end this process at any moment.
     shutil.rmtree(run_dir, ignore_errors=True)
-    end_descendants(KILL_TIMEOUT)
+    end_descendants()
     os._exit(1)
 
 

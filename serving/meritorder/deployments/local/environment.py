@@ -1,4 +1,10 @@
-"""The environment variables of a private Ray cluster: pure."""
+"""The environment variables of a private Ray cluster: pure.
+
+Everything that Ray starts inherits what `meritorder up` was given, and so the keys that providers take from there
+(`credentials.env`) reach the models' replicas, too, who have no use for them. Only the providers' replicas need
+them, but all of Ray's processes are forked from one. Where that is not wanted, `credentials.file` keeps a key
+out of every environment; on a cluster the Secret is mounted into the providers' pods alone.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

