@@ -148,3 +148,27 @@ async def test_a_compressed_answer_is_read_all_the_same(client: BackendClient, r
     assert await read(answer) == [b'{"choices":[]}']
     assert "content-encoding" not in answer.headers
     await answer.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (
+            b'{"error":{"code":"provider_unreachable","message":"provider \'p\' cannot be reached"}}',
+            "cannot be reached",
+        ),
+        (b'{"error":{"code":"invalid_api_key","message":"Incorrect API key provided: sk-12"}}', ""),
+        (b"<html>", ""),
+        (b"[]", ""),
+    ],
+    ids=["our own proxy", "a provider", "no JSON", "no object"],
+)
+async def test_only_our_own_proxy_is_quoted_in_the_log(
+    client: BackendClient, raw: RawBackend, body: bytes, detail: str
+) -> None:
+    raw.reset(whole(body, "502 Bad Gateway"))
+    with pytest.raises(AttemptFailed) as caught:
+        await client.open(Attempt(BACKEND, raw.url), request())
+    assert caught.value.reason == "is not available (HTTP 502)"
+    assert detail in caught.value.detail
+    assert bool(caught.value.detail) == bool(detail)

@@ -174,7 +174,7 @@ def platform(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> It
         "MERITORDER_STATE_DIR": str(state_dir),
         "SCRIPTED_PROVIDER_KEY": PROVIDER_KEY,
     }
-    url = f"http://127.0.0.1:{port}"
+    url, shared = f"http://127.0.0.1:{port}", _shared_memory()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "meritorder.cli", "up", "-f", str(ROOT / "examples/quickstart"),
@@ -190,6 +190,12 @@ def platform(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> It
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+    assert _shared_memory() - shared == set(), "shared memory is left behind"
+
+
+def _shared_memory() -> set[Path]:
+    """The shared memory of Python's processes on this machine."""
+    return {*Path("/dev/shm").glob("psm_*"), *Path("/dev/shm").glob("sem.mp-*")}
 
 
 def _settled(process: "subprocess.Popen[bytes]", url: str, log: Path) -> bool:

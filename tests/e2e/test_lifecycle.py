@@ -59,21 +59,27 @@ class Small:
         self.processes.append(process)
         return process
 
+    def pid_of(self, part: str) -> int:
+        """The process of this platform whose command line has `part`."""
+        return next(pid for pid, title in self._processes() if part in title)
+
     def left_running(self) -> set[str]:
+        """The command lines of all its processes."""
+        return {title[:200] for _, title in self._processes()}
+
+    def _processes(self) -> Iterator[tuple[int, str]]:
         """Every process that descends from this platform: they inherit a mark in their environment.
 
         But for the ingress, whose server takes that place for its title, which has the port.
         """
-        found = set()
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 marked = self.mark.encode() in (entry / "environ").read_bytes().split(b"\0")
                 title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if marked or f"127.0.0.1:{self.port}" in title:
-                    found.add(title[:200])
             except OSError:
                 continue
-        return found
+            if marked or f"127.0.0.1:{self.port}" in title:
+                yield int(entry.name), title
 
 
 @pytest.fixture
@@ -114,6 +120,15 @@ def test_a_kill_leaves_nothing_either(small: Small, until: Any) -> None:
     process.kill()
     process.wait(10)
     until(lambda: not small.left_running(), 30, "all is gone")
+
+
+@pytest.mark.parametrize("part", ["worker-1", "local.driver", "testing.upstream"])
+def test_a_part_that_dies_is_started_again(small: Small, until: Any, run: Any, part: str) -> None:
+    small.up()
+    until(lambda: "Ctrl-C stops it" in small.log.read_text(), 60, "it is up")
+    os.kill(small.pid_of(part), signal.SIGKILL)
+    until(lambda: "is started again" in small.log.read_text(), 10, "it is noticed")
+    until(lambda: "simulated" in run(small.environment, "chat", "hello").stdout.lower(), 60, "it answers again")
 
 
 def test_down_ends_it_from_elsewhere_and_status_and_chat_say_so(small: Small, until: Any, run: Any) -> None:

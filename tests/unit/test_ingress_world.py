@@ -86,3 +86,17 @@ def test_requests_are_counted_by_application_for_decisions_and_by_backend_for_me
     with world.occupied(ONE), world.occupied(TWO):
         assert world.snapshot().in_flight == {"app": 2}
         assert world.in_flight() == {"p/one": 1, "p/two": 1}
+
+
+def test_an_outage_is_logged_once_with_its_reason_and_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    world, down = World(), failed(Failure.UNREACHABLE)
+    down.detail = "its name does not resolve"
+    with caplog.at_level("INFO", "meritorder.ingress.world"):
+        for moment in range(3):
+            world.failed("a", down, NOW + moment)
+        world.succeeded("a")
+        world.succeeded("a")
+    assert caplog.messages == [
+        "'a' failed: its name does not resolve; it is tried last until it answers again",
+        "'a' answers again",
+    ]

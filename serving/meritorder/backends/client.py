@@ -5,6 +5,7 @@ An attempt either fails here, before the client has seen a byte, and the next on
 """
 
 import asyncio
+import contextlib
 import io
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Self
 
 import aiohttp
+import msgspec
 
 from meritorder.backends.answer import Answer
 from meritorder.backends.failures import from_exception, from_status
@@ -20,6 +22,9 @@ from meritorder.core.request import InferenceRequest
 
 _LARGE_BODY_BYTES = 1_000_000
 """aiohttp sends bytes at one go, during which nobody else is served, and a file in pieces."""
+
+
+_ERROR_BODY_BYTES, _ERROR_BODY_SECONDS = 8192, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ class BackendClient:
                 response = await self._send(attempt, request)
                 answer = Answer(response, request, self._timeouts.silence)
                 if refusal := from_status(response.status, response.headers.get("retry-after")):
+                    refusal.detail = await _proxys_words(response)
                     raise refusal
                 await answer.peek()
                 return answer
@@ -106,6 +112,16 @@ class BackendClient:
             allow_redirects=False,
             trace_request_ctx=used,
         )
+
+
+async def _proxys_words(response: aiohttp.ClientResponse) -> str:
+    """The sentence of our own hosted proxy, if the error is one of its own: a provider's is not for our logs."""
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError, msgspec.MsgspecError, KeyError, TypeError):
+        async with asyncio.timeout(_ERROR_BODY_SECONDS):
+            error = msgspec.json.decode(await response.content.read(_ERROR_BODY_BYTES))["error"]
+        if str(error["code"]).startswith("provider_"):
+            return str(error["message"])
+    return ""
 
 
 async def _note_reuse(

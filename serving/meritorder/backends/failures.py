@@ -22,7 +22,7 @@ class AttemptFailed(Exception):
     """The attempt gave nothing that a client can use.
 
     `reason` is for a person and completes "backend X ..."; `retry_after` is in seconds, where the backend named
-    a time.
+    a time. `detail` is for the log alone: what our own proxy says of its provider, whose address it may name.
     """
 
     def __init__(self, failure: Failure, reason: str, retry_after: float | None = None) -> None:
@@ -30,6 +30,7 @@ class AttemptFailed(Exception):
         self.failure = failure
         self.reason = reason
         self.retry_after = retry_after
+        self.detail = ""
 
 
 def from_status(status: int, retry_after: str | None) -> AttemptFailed | None:

@@ -3,6 +3,8 @@
 python -m meritorder.cli.child MODULE [ARGUMENT ...]
 """
 
+import contextlib
+import json
 import os
 import runpy
 import subprocess
@@ -57,7 +59,12 @@ class Process:
     def last_words(self) -> str:
         """Its last log line, and where the rest is."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        return f"it last said: {lines[-1][:300]} (all of it is in {self.log})" if lines else f"see {self.log}"
+        if not lines:
+            return f"see {self.log}"
+        said = lines[-1]
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            said = str(json.loads(said)["message"])  # a line of our own logs
+        return f"it last said {said[:300]!r} (all of it is in {self.log})"
 
 
 def main(parent: int, module: str, arguments: Sequence[str]) -> None:

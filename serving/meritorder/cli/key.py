@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from meritorder.cli.options import state_dir_option
+from meritorder.cli.options import output, state_dir_option
 from meritorder.cli.running import find_running
 from meritorder.ledger.database import connect
 from meritorder.ledger.keys import KeyStore, load_secret
@@ -46,7 +45,7 @@ def list_keys(state_dir: Path) -> None:
     for key in keys:
         state = "in force" if key.revoked_at is None else f"revoked {_day(key.revoked_at)}"
         table.add_row(key.id, key.team, key.name, _day(key.created_at), state)
-    Console().print(table)
+    output().print(table)
 
 
 @command.command()

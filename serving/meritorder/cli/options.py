@@ -1,15 +1,19 @@
 """Options and errors that several commands share."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from meritorder.manifests import folder
 from meritorder.manifests.catalog import catalog
 from meritorder.manifests.folder import ManifestSet
 from meritorder.manifests.yaml_source import ManifestError
+
+_UNWRAPPED_COLUMNS = 240
 
 manifests_option = click.option(
     "-f",
@@ -38,6 +42,11 @@ state_dir_option = click.option(
     metavar="DIR",
     help="Where keys, the ledger and logs are kept.  [env: MERITORDER_STATE_DIR; default: ~/.local/state/meritorder]",
 )
+
+
+def output() -> Console:
+    """Standard output: as wide as the terminal, and where it is none as wide as nothing has to be wrapped."""
+    return Console() if sys.stdout.isatty() else Console(width=_UNWRAPPED_COLUMNS)
 
 
 def read_manifests(paths: Sequence[Path]) -> ManifestSet:

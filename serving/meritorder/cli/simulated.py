@@ -40,6 +40,12 @@ class SimulatedUpstream:
             self._url = line.removeprefix(_READY).strip() + "/v1" if line.startswith(_READY) else None
         return self._url
 
+    def restart(self, manifests: ManifestSet) -> None:
+        """Begin anew, at another URL."""
+        self.stop()
+        self._models = frozenset()
+        self.serve(manifests)
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.stop()

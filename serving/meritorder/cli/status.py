@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from meritorder.cli.client import get_json
-from meritorder.cli.options import state_dir_option
+from meritorder.cli.options import output, state_dir_option
 from meritorder.cli.running import STATUS_FILE, require_running
 from meritorder.core.status import ApplicationStatus, Phase
 from meritorder.manifests.status_file import read_statuses
@@ -23,7 +22,7 @@ _STYLES = {Phase.READY: "green", Phase.FAILED: "red", Phase.STARTING: "yellow", 
 def command(state_dir: Path) -> None:
     """Show every application and route. Exits with 1 where something has failed."""
     running = require_running(state_dir)
-    console = Console()
+    console = output()
     console.print(
         f"{running.url}  (process {running.pid}; manifests: {', '.join(running.manifests)})",
         highlight=False,

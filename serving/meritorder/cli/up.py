@@ -96,13 +96,17 @@ def _run(platform: "Platform", place: Place, console: Console, *, demo: bool) ->
             _report(event, platform, place, console)
 
 
-def _report(event: ManifestSet | ManifestError | None, platform: "Platform", place: Place, console: Console) -> None:
-    """Say that the manifests have changed."""
+def _report(
+    event: ManifestSet | ManifestError | str | None, platform: "Platform", place: Place, console: Console
+) -> None:
+    """Say what has happened."""
     moment = time.strftime("%H:%M:%S")
     match event:
         case ManifestSet():
             announce(place.state_dir, _running(platform, place))
             console.print(f"{moment} the manifests have changed and are in force", highlight=False)
+        case str():
+            console.print(f"[yellow]{moment} {escape(event)}[/]", highlight=False, soft_wrap=True)
         case ManifestError():
             said = f"{moment} the manifests are not valid now, and those of before stay in force:"
             console.print(f"[red]{said}\n{escape(str(event))}[/]", highlight=False, soft_wrap=True)

@@ -59,8 +59,10 @@ def nothing_to_try(route: Route, request: InferenceRequest, plan: RoutePlan) -> 
 def all_failed(failures: Sequence[tuple[Backend, AttemptFailed]]) -> RequestError:
     """Every attempt of the plan failed."""
     said = "; ".join(f"{backend.name!r} {failed.reason}" for backend, failed in failures)
-    message = f"No backend answered: {said}. Try again later."
     kinds = {failed.failure for _, failed in failures}
+    passes = kinds - {Failure.CREDENTIALS, Failure.NOT_FOUND}
+    advice = "Try again later." if passes else "Ask those who run this platform: it does not pass by itself."
+    message = f"No backend answered: {said}. {advice}"
     if kinds == {Failure.BUSY}:
         waits = [failed.retry_after for _, failed in failures if failed.retry_after is not None]
         return BackendsBusy(message, retry_after=min(waits, default=1.0))

@@ -1,5 +1,6 @@
 """The state that decisions rest on: what is configured, what is up, what is in flight, what has just failed."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from meritorder.backends.failures import AttemptFailed, Failure
 from meritorder.core.catalog import Backend, Catalog
 from meritorder.core.status import ApplicationStatus
 from meritorder.routing.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
 
 _EMPTY = Catalog(backends={}, routes={}, teams={})
 
@@ -68,11 +71,15 @@ class World:
     def succeeded(self, backend: str) -> None:
         """Take note of an answer that was complete."""
         self._failures.pop(backend, None)
-        self._rests_until.pop(backend, None)
+        if self._rests_until.pop(backend, None) is not None:
+            log.info("%r answers again", backend)
 
     def failed(self, backend: str, failure: AttemptFailed, now: float) -> None:
         """Take note of a failure at `now`, in seconds on the clock that plans are made with."""
         self._failures[backend] += 1
         if failure.failure in _DOWN or self._failures[backend] >= _FAILURES_BEFORE_REST:
-            rest = failure.retry_after or _REST_SECONDS
-            self._rests_until[backend] = now + min(rest, _LONGEST_REST_SECONDS)
+            rest = min(failure.retry_after or _REST_SECONDS, _LONGEST_REST_SECONDS)
+            if backend not in self._rests_until:  # once an outage, and not once a request
+                said = f"{failure.reason}: {failure.detail}" if failure.detail else failure.reason
+                log.warning("%r %s; it is tried last until it answers again", backend, said)
+            self._rests_until[backend] = now + rest

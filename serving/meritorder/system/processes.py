@@ -48,9 +48,19 @@ def descendants(pid: int) -> set[int]:
 def end_descendants(timeout: float = KILL_TIMEOUT) -> bool:
     """Kill everything below this process and reap it; False when something was left after `timeout` seconds.
 
-    Needs `adopt_orphans` to have been called before they were started.
+    Shared memory that they had open goes with them: a killed engine cannot remove its own. Needs `adopt_orphans`
+    to have been called before they were started.
     """
     deadline = time.monotonic() + timeout
+    shared = _shared_memory(descendants(os.getpid()))
+    try:
+        return _kill_descendants(deadline)
+    finally:
+        for file in shared:
+            file.unlink(missing_ok=True)
+
+
+def _kill_descendants(deadline: float) -> bool:
     while below := descendants(os.getpid()):
         for pid in below:
             with contextlib.suppress(ProcessLookupError):
@@ -62,6 +72,18 @@ def end_descendants(timeout: float = KILL_TIMEOUT) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def _shared_memory(pids: set[int]) -> set[Path]:
+    """The files of POSIX shared memory and semaphores that any of `pids` has mapped (proc(5), maps)."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                file = line.partition("/dev/shm/")[2]
+                if file and not file.endswith(" (deleted)"):
+                    found.add(Path("/dev/shm", file))
+    return found
 
 
 def _prctl(option: int, value: int) -> None:

@@ -121,6 +121,12 @@ class LocalCluster:
             self._changed.notify_all()
         self._send({"apply": planned})
 
+    @property
+    def failure(self) -> str | None:
+        """Why it has ended by itself; None while it runs, or where it has been stopped."""
+        with self._changed:
+            return self._failure if self._ended and self._child is not None else None
+
     def statuses(self) -> Mapping[str, ApplicationStatus]:
         """The newest status of every applied application, by its name (`model-faq`, `provider-openai`)."""
         with self._changed:
