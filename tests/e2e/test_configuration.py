@@ -39,14 +39,14 @@ def manifest(platform: Any, until: Any) -> Any:
 
 def test_a_new_route_can_be_called_at_once(platform: Any, manifest: Path, until: Any) -> None:
     manifest.write_text(ROUTE)
-    until(lambda: "helper" in _names(platform), 2, "the new route is listed")
+    until(lambda: "helper" in _names(platform), 5, "the new route is listed")
 
 
 def test_a_broken_manifest_is_reported_and_changes_nothing(platform: Any, manifest: Path, until: Any) -> None:
     manifest.write_text(ROUTE)
-    until(lambda: "helper" in _names(platform), 2, "the new route is listed")
+    until(lambda: "helper" in _names(platform), 5, "the new route is listed")
     manifest.write_text(ROUTE.replace("model: faq", "model: fqa"))
-    until(lambda: not _in_force(platform), 2, "the mistake is seen")
+    until(lambda: not _in_force(platform), 5, "the mistake is seen")
     problem = platform.readiness()["configuration"]["problem"]
     assert "changed.yaml:4" in problem
     assert "did you mean 'faq'?" in problem
@@ -54,7 +54,7 @@ def test_a_broken_manifest_is_reported_and_changes_nothing(platform: Any, manife
     status = platform.command("status")
     assert status.returncode == 1
     assert "changed.yaml:4" in status.stdout.replace("\n", "")
-    until(lambda: "did you mean 'faq'?" in platform.log.read_text(), 2, "`up` has said so, too")
+    until(lambda: "did you mean 'faq'?" in platform.log.read_text(), 5, "`up` has said so, too")
 
 
 def test_a_new_provider_is_deployed_and_answers(platform: Any, manifest: Path, until: Any) -> None:

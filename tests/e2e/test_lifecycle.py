@@ -127,7 +127,7 @@ def test_a_part_that_dies_is_started_again(small: Small, until: Any, run: Any, p
     small.up()
     until(lambda: "Ctrl-C stops it" in small.log.read_text(), 60, "it is up")
     os.kill(small.pid_of(part), signal.SIGKILL)
-    until(lambda: "is started again" in small.log.read_text(), 10, "it is noticed")
+    until(lambda: "is started again" in small.log.read_text(), 60, "it is mended")
     until(lambda: "simulated" in run(small.environment, "chat", "hello").stdout.lower(), 60, "it answers again")
 
 
