@@ -212,11 +212,11 @@ async def test_nothing_is_left_when_the_parent_dies(tmp_path: Path, name: str) -
 
 def _kill_parent(state_dir: Path, kill: signal.Signals) -> None:
     script = (
-        "import pathlib, sys, time\n"
+        "import pathlib, signal, sys\n"
         "from meritorder.deployments.local.cluster import LocalCluster\n"
         "with LocalCluster(pathlib.Path(sys.argv[1])) as cluster:\n"
         "    print(cluster.base_url, flush=True)\n"
-        "    time.sleep(60)\n"
+        "    signal.pause()\n"
     )
     command = [sys.executable, "-c", script, str(state_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as parent:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -387,7 +388,7 @@ class TestAClientThatLeavesStopsTheBackend:
         upstreams.first.set_script(Script.always(Behaviour(hang=True)))
         for number in range(2):
             async with left_after(http, chat("spilling"), f"leaves-{number}"):
-                await upstreams.first.wait_until(lambda requests, n=number: len(requests) > n and requests[n].body)  # type: ignore[misc]
+                await upstreams.first.wait_until(partial(has_come, number))
         await upstreams.first.wait_until(lambda requests: all(gone([each]) for each in requests), 1.0)
         upstreams.first.reset_script()
 
@@ -472,6 +473,11 @@ async def stalled(backend: RawBackend) -> int:
         looks = looks + 1 if backend.blocked and backend.sent == sent else 0
         sent = backend.sent
     return sent
+
+
+def has_come(number: int, requests: Sequence[ReceivedRequest]) -> bool:
+    """Whether the request of that number, from 0, is there with its body."""
+    return len(requests) > number and requests[number].body is not None
 
 
 def gone(requests: Sequence[ReceivedRequest]) -> bool:

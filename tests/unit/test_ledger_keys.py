@@ -4,7 +4,6 @@ import multiprocessing
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,21 +104,29 @@ def test_the_secret_is_made_once(tmp_path: Path) -> None:
 
 def test_programs_that_come_at_once_agree_on_a_secret_and_a_schema(tmp_path: Path) -> None:
     code = """
-import sys, time
+import sys
 from pathlib import Path
 from meritorder.ledger.database import connect
 from meritorder.ledger.keys import KeyStore, load_secret
 
-folder, start = Path(sys.argv[1]), float(sys.argv[2])
-time.sleep(max(0, start - time.time()))
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.read()
 KeyStore(connect(folder), load_secret(folder)).create("demo")
 print(load_secret(folder).hex())
 """
-    start = str(time.time() + 1.0)
+    command = [sys.executable, "-c", code, str(tmp_path / "new")]
     programs = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "new"), start], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(2 * multiprocessing.cpu_count())
     ]
+    for program in programs:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+    for program in programs:  # all of them stand at the start: go
+        assert program.stdin is not None
+        program.stdin.close()
+        program.stdin = None  # or `communicate` would flush it
     secrets = {program.communicate(timeout=60)[0] for program in programs}
     assert [program.returncode for program in programs] == [0] * len(programs)
     assert len(secrets) == 1

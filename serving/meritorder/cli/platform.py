@@ -63,7 +63,7 @@ class Platform:
         Raises:
             PlatformError: something did not start.
         """
-        self._publish([ApplicationStatus(name, Phase.PENDING) for name in self._applications()])
+        self._publish_pending()
         # In reverse order of their need: the ingress is the last to stop, and says to the end what it cannot do.
         self._stack.callback(self._stop_ingress)
         self._start_ingress()
@@ -108,6 +108,7 @@ class Platform:
             self._apply()
         elif failure := self._cluster.failure:
             said = self._again("the local Ray cluster", f"{failure}; see {self._cluster.log_file}")
+            self._publish_pending()  # so that the ingress does not ask what is not there
             self._cluster.stop()
             self._start_cluster()
         else:
@@ -154,10 +155,12 @@ class Platform:
 
     def _apply(self) -> None:
         url = self._simulated.url
-        try:
+        # A cluster that has just ended is started again by the next step, which applies what is in force then.
+        with contextlib.suppress(ClusterError):
             self._cluster.apply(self.manifests.models, self.manifests.providers, simulated_url=url)
-        except ClusterError as error:
-            raise PlatformError(str(error)) from None
+
+    def _publish_pending(self) -> None:
+        self._publish([ApplicationStatus(name, Phase.PENDING) for name in self._applications()])
 
     def _publish(self, statuses: list[ApplicationStatus]) -> None:
         write_statuses(self._place.state_dir / STATUS_FILE, statuses)

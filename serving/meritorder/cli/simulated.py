@@ -13,7 +13,7 @@ _READY = "simulated upstream on "
 
 
 class SimulatedUpstream:
-    """Runs while some provider wants it, and serves the models of all that do."""
+    """Starts when a provider first wants it, and serves the models of all that do."""
 
     def __init__(self, log: Path) -> None:
         self._log = log

@@ -9,7 +9,7 @@ are none, leads to the same look at the files' metadata, and only a difference t
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from watchfiles import awatch
@@ -120,9 +120,7 @@ def _folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def _existing_folders(path: Path) -> list[Path]:
-    try:
+    with suppress(OSError):  # as good as not there; reading it says what is the matter
         if path.exists():
             return folder.folders(path)
-    except OSError:
-        pass  # as good as not there; reading it says what is the matter
     return [next(parent for parent in path.absolute().parents if parent.is_dir())]
