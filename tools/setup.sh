@@ -39,6 +39,8 @@ main() {
   # Debian ships Python without the module that puts pip, and with it uv, into a new environment.
   find_uv >/dev/null || "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     packages+=("$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')")
+  # The tests run the ledger on a real server; Debian keeps its programs out of the PATH.
+  [[ $profile == run ]] || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || packages+=(postgresql)
   ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
   uv=$(find_uv) || uv=$(install_uv "$python")
   sync_environment "$profile" "$uv" "$python"

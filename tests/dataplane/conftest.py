@@ -24,12 +24,13 @@ import pytest
 import pytest_asyncio
 import uvicorn
 from openai import AsyncOpenAI
+from sqlalchemy import Engine
 
 from meritorder.core.status import ApplicationStatus, Phase
 from meritorder.core.usage import UsageRecord
 from meritorder.deployments.credentials import Credential
 from meritorder.deployments.hosted import HostedProxy, Upstream
-from meritorder.ledger.database import connect
+from meritorder.ledger.database import open_database
 from meritorder.ledger.keys import KeyStore, load_secret
 from meritorder.ledger.usage import find
 from meritorder.manifests.status_file import write_statuses
@@ -176,8 +177,8 @@ class Ingress:
         write_statuses(self.folder / "status.json", [*ready, BROKEN])
 
     def new_key(self, team: str) -> str:
-        with contextlib.closing(connect(self.folder)) as connection:
-            return KeyStore(connection, load_secret(self.folder)).create(team)[1]
+        with self.database() as engine:
+            return KeyStore(engine, load_secret(self.folder)).create(team)[1]
 
     def session(self, key: str | None = None) -> aiohttp.ClientSession:
         """A client with a key of the team `demo`, or with `key`."""
@@ -198,8 +199,16 @@ class Ingress:
         return record
 
     def records(self, request_ids: Iterable[str]) -> list[UsageRecord]:
-        with contextlib.closing(connect(self.folder)) as connection:
-            return find(connection, request_ids)
+        with self.database() as engine:
+            return find(engine, request_ids)
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[Engine]:
+        engine = open_database(self.folder)
+        try:
+            yield engine
+        finally:
+            engine.dispose()
 
     def worker(self) -> int:
         """The process id of the worker that granian has forked."""

@@ -14,8 +14,8 @@ from meritorder.backends.answer import Answer
 from meritorder.backends.client import BackendClient, Timeouts
 from meritorder.backends.failures import AttemptFailed, Failure
 from meritorder.core.catalog import Backend, Endpoint, Tier
-from meritorder.core.money import Price
 from meritorder.core.plan import Attempt
+from meritorder.core.pricing import Price
 from meritorder.core.request import InferenceRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

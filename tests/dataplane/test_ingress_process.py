@@ -24,7 +24,6 @@ from tests.dataplane.conftest import (
 )
 
 from meritorder.core.usage import Outcome
-from meritorder.ledger.database import connect
 from meritorder.ledger.keys import KeyStore, load_secret
 from meritorder.testing.upstream import Behaviour, Script
 
@@ -72,8 +71,8 @@ class TestKeys:
     async def test_a_new_key_works_and_a_revoked_one_is_refused_within_a_second(
         self, own: Ingress, session: aiohttp.ClientSession
     ) -> None:
-        with contextlib.closing(connect(own.folder)) as connection:
-            store = KeyStore(connection, load_secret(own.folder))
+        with own.database() as engine:
+            store = KeyStore(engine, load_secret(own.folder))
             key, text = store.create("demo")
             headers = {"authorization": f"Bearer {text}"}
 

@@ -1,7 +1,6 @@
 """Requests that are answered: the endpoints, the way through the route, and what is written down of it."""
 
 import asyncio
-import contextlib
 import re
 from collections import Counter
 from decimal import Decimal
@@ -13,7 +12,6 @@ from openai import AsyncOpenAI
 from tests.dataplane.conftest import CLOSE, WAIT, Ingress, RawBackend, Upstreams, chat, eventually, whole
 
 from meritorder.core.usage import Outcome
-from meritorder.ledger.database import connect
 from meritorder.ledger.keys import KeyStore
 from meritorder.testing.upstream import Behaviour, Script
 
@@ -71,8 +69,8 @@ class TestEndpoints:
     async def test_the_record_names_the_key(self, http: aiohttp.ClientSession, ingress: Ingress) -> None:
         async with http.post("/v1/chat/completions", json=chat()) as response:
             record = await ingress.record(response.headers["x-request-id"])
-        with contextlib.closing(connect(ingress.folder)) as connection:
-            [key] = [key for key in KeyStore(connection, b"").list() if key.team == "demo"]
+        with ingress.database() as engine:
+            [key] = [key for key in KeyStore(engine, b"").list() if key.team == "demo"]
         assert record.key_id == key.id
 
     async def test_models_are_the_routes_and_each_backend_by_its_own_name(self, openai: AsyncOpenAI) -> None:

@@ -55,6 +55,15 @@ class TestValidate:
     def test_counts_what_is_valid(self) -> None:
         assert run("validate", "-f", str(QUICKSTART)).output == "valid: 1 Model, 1 Provider, 1 Route, 1 Team\n"
 
+    def test_notes_what_has_no_price(self, tmp_path: Path) -> None:
+        (tmp_path / "hosted.yaml").write_text(
+            "apiVersion: meritorder.dev/v1alpha1\nkind: Provider\nmetadata: {name: hosted}\n"
+            "spec: {type: simulated, models: [{name: chat}, {name: priced, price: {input: 1, output: 2}}]}\n"
+        )
+        result = run("validate", "-f", str(tmp_path))
+        assert (result.exit_code, result.stdout) == (0, "valid: 1 Provider\n")
+        assert result.stderr == "note: hosted/chat has no price, so nobody with a budget can use it; give it one\n"
+
     def test_names_every_problem_and_fails(self, tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text("apiVersion: meritorder.dev/v1alpha1\nkind: Rout\n---\nkind: 3\n")
         result = run("validate", "-f", str(tmp_path))

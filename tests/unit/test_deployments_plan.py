@@ -98,11 +98,17 @@ def test_an_application_is_its_manifest_as_json() -> None:
     assert Model.model_validate(entry["args"]["manifest"]) == written
 
 
-def test_the_arguments_of_an_unchanged_manifest_are_equal() -> None:
-    endpoints = ["chat/completions", "completions", "embeddings"]
-    assert model_entry(model(capabilities={"endpoints": endpoints})) == model_entry(
-        model(capabilities={"endpoints": endpoints[::-1]})
-    )
+def test_what_only_routing_reads_of_a_model_does_not_load_it_again() -> None:
+    capabilities = {"endpoints": ["chat/completions"], "contextWindow": 4096, "modalities": ["image"], "tools": True}
+    assert model_entry(model(capabilities=capabilities, replicaHourPrice=1.5)) == model_entry(model())
+    assert model_entry(model(engineArgs={"max_num_seqs": 4})) != model_entry(model())
+
+
+def test_what_only_routing_reads_of_a_provider_does_not_start_its_proxy_again() -> None:
+    other = {"name": "m", "price": {"input": 3, "output": 4}, "capabilities": {"tools": False}}
+    before = provider_entry(provider(type="simulated"))
+    assert provider_entry(provider(type="simulated", models=[other], limits={"rpm": 5, "tpm": 6})) == before
+    assert provider_entry(provider(type="simulated", limits={"concurrency": 5})) != before
 
 
 def test_providers_come_first_and_their_keys_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +117,8 @@ def test_providers_come_first_and_their_keys_stay_where_they_are(monkeypatch: py
     entries = applications([model()], [written])
     assert [entry["name"] for entry in entries] == ["provider-acme", "model-faq"]
     assert "sk-secret" not in repr(entries)
-    assert Provider.model_validate(entries[0]["args"]["manifest"]) == written
+    read = Provider.model_validate(entries[0]["args"]["manifest"])
+    assert (read.spec.type, read.spec.credentials) == ("openai", written.spec.credentials)
 
 
 def test_only_simulated_providers_are_sent_to_the_simulated_upstream() -> None:

@@ -1,5 +1,6 @@
 """The reference says what the code does."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from meritorder.manifests.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = (ROOT / "docs/reference/manifests.md").read_text()
+REFERENCE = re.sub(r"(?s)```.*?```", "", (ROOT / "docs/reference/manifests.md").read_text())
 
 
 def _fields(schema: dict[str, Any], definitions: dict[str, Any]) -> set[str]:
@@ -23,9 +24,25 @@ def _fields(schema: dict[str, Any], definitions: dict[str, Any]) -> set[str]:
     return found | (_fields(schema["items"], definitions) if "items" in schema else set())
 
 
+def _in_code(text: str) -> set[str]:
+    """The words that are written as code."""
+    return {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"\w+", code)}
+
+
+def _choices(schema: Any) -> set[str]:
+    """The values of all fields of which there are a few."""
+    if isinstance(schema, list):
+        return {value for each in schema for value in _choices(each)}
+    if not isinstance(schema, dict):
+        return set()
+    return {*schema.get("enum", ())} | _choices(list(schema.values()))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_reference_has_every_field(kind: str) -> None:
+def test_the_reference_has_every_field_and_every_choice(kind: str) -> None:
     schema = KINDS[kind].model_json_schema(by_alias=True)
     section = REFERENCE.split(f"\n## {kind}\n")[1].split("\n## ")[0]
     spec = _fields(schema["properties"]["spec"], schema["$defs"])
-    assert {name for name in spec if name not in section} == set()
+    assert spec - _in_code(section) == set()
+    choices = {word for choice in _choices(schema["$defs"]) for word in re.findall(r"\w+", choice)}
+    assert choices - _in_code(REFERENCE) == set()

@@ -7,7 +7,7 @@ import pytest
 from meritorder.backends.failures import AttemptFailed, Failure, from_status
 from meritorder.core.catalog import Backend, Catalog, Endpoint, Route, Team, Tier
 from meritorder.core.errors import NotAllowed, RequestError, UnknownModel
-from meritorder.core.money import Price
+from meritorder.core.pricing import Price
 from meritorder.core.request import Caller
 from meritorder.ingress.refusals import all_failed, broken_stream, find_route
 

@@ -6,7 +6,7 @@ import pytest
 
 from meritorder.backends.failures import AttemptFailed, Failure
 from meritorder.core.catalog import Backend, Endpoint, Tier
-from meritorder.core.money import Price
+from meritorder.core.pricing import Price
 from meritorder.ingress.world import World
 
 NOW = 1000.0

@@ -60,7 +60,7 @@ def test_an_import_in_core_that_is_not_of_the_standard_library_is_found(tmp_path
 
 
 @pytest.mark.parametrize(
-    "line", ["import decimal", "from collections.abc import Iterable", "import meritorder.core.money"]
+    "line", ["import decimal", "from collections.abc import Iterable", "import meritorder.core.pricing"]
 )
 def test_an_import_in_core_of_the_standard_library_or_of_itself_is_allowed(tmp_path: Path, line: str) -> None:
     write(tmp_path, "serving/meritorder/core/a.py", line)

@@ -4,20 +4,25 @@ import multiprocessing
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
-from meritorder.ledger.database import StateError, connect
-from meritorder.ledger.keys import SECRET_FILE, KeyStore, load_secret
+from meritorder.core.limits import Allowance, Budget, Limits, Period
+from meritorder.ledger.database import StateError, open_database
+from meritorder.ledger.keys import SECRET_FILE, KeyLimits, KeyStore, load_secret
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[KeyStore]:
-    connection = connect(tmp_path)
-    yield KeyStore(connection, load_secret(tmp_path))
-    connection.close()
+def secret(tmp_path: Path) -> bytes:
+    return load_secret(tmp_path / "secret")
+
+
+@pytest.fixture
+def store(database: Engine, secret: bytes) -> KeyStore:
+    return KeyStore(database, secret)
 
 
 def test_a_key_is_found_by_its_digest(store: KeyStore) -> None:
@@ -52,32 +57,57 @@ def test_a_key_is_revoked_once(store: KeyStore) -> None:
     assert [store.revoke(key.id), store.revoke(key.id), store.revoke("key_none")] == [True, False, False]
 
 
-def test_a_change_by_another_connection_is_noticed(store: KeyStore, tmp_path: Path) -> None:
-    before = store.version()
-    assert store.version() == before
-    elsewhere = connect(tmp_path)
-    KeyStore(elsewhere, load_secret(tmp_path)).create("demo")
-    elsewhere.close()
-    assert store.version() != before
+@pytest.mark.parametrize(
+    "limits",
+    [
+        KeyLimits(),
+        KeyLimits(Limits(requests_per_minute=5)),
+        KeyLimits(Limits(5, 6, 7), (Budget(Period.MONTHLY, Decimal("10.000000000000000000001")),)),
+        KeyLimits(budgets=(Budget(Period.HOURLY, Decimal("1E-7")), Budget(Period.TOTAL, Decimal(0)))),
+    ],
+)
+def test_a_key_keeps_its_limits(store: KeyStore, limits: KeyLimits) -> None:
+    key, text = store.create("demo", limits=limits)
+    assert store.active()[store.digest(text)].limits == limits
+    assert store.list() == [key]
+    assert key.allowance == Allowance(f"key:{key.id}", limits.limits, limits.budgets)
+
+
+def test_a_key_for_the_administration_is_told_from_the_others(store: KeyStore) -> None:
+    store.create("", "for me", admin=True)
+    store.create("demo")
+    assert [(key.team, key.admin) for key in store.list()] == [("", True), ("demo", False)]
+
+
+def test_every_change_is_noticed_whoever_makes_it(store: KeyStore, secret: bytes, database_place: Path | str) -> None:
+    engine = open_database(database_place)
+    elsewhere = KeyStore(engine, secret)
+    versions = [store.version(), store.version()]
+    key, _ = elsewhere.create("demo")
+    versions.append(store.version())
+    store.revoke(key.id)
+    versions.append(elsewhere.version())
+    elsewhere.revoke(key.id)  # is already, so nothing changes
+    versions.append(store.version())
+    assert versions == [0, 0, 1, 2, 2]
+    engine.dispose()
 
 
 def test_the_key_itself_is_in_no_file(tmp_path: Path) -> None:
-    connection = connect(tmp_path)
-    store = KeyStore(connection, load_secret(tmp_path))
+    engine = open_database(tmp_path)
+    store = KeyStore(engine, load_secret(tmp_path))
     _, text = store.create("demo")
     digest = store.digest(text)
-    connection.close()
+    engine.dispose()
     written = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert digest in written
     assert text.encode() not in written
     assert text.removeprefix("mo-").encode() not in written
 
 
-def test_a_digest_is_worth_nothing_without_the_secret(store: KeyStore, tmp_path: Path) -> None:
+def test_a_digest_is_worth_nothing_without_the_secret(store: KeyStore, database: Engine) -> None:
     _, text = store.create("demo")
-    connection = connect(tmp_path)
-    assert KeyStore(connection, b"another secret of thirty-two byte").digest(text) not in store.active()
-    connection.close()
+    assert KeyStore(database, b"another secret of thirty-two byte").digest(text) not in store.active()
 
 
 @pytest.mark.parametrize("text", ["", "ümlaut", "\udcff", "x" * 100_000], ids=["empty", "umlaut", "no text", "long"])
@@ -87,10 +117,10 @@ def test_whatever_a_client_sends_has_a_digest(store: KeyStore, text: str) -> Non
 
 def test_only_the_owner_may_read_any_file(tmp_path: Path) -> None:
     folder = tmp_path / "state"
-    connection = connect(folder)
-    KeyStore(connection, load_secret(folder)).create("demo")
+    engine = open_database(folder)
+    KeyStore(engine, load_secret(folder)).create("demo")
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
-    connection.close()
+    engine.dispose()
     assert {"meritorder.db", "meritorder.db-wal", SECRET_FILE} <= modes.keys()
     assert set(modes.values()) == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -106,13 +136,13 @@ def test_programs_that_come_at_once_agree_on_a_secret_and_a_schema(tmp_path: Pat
     code = """
 import sys
 from pathlib import Path
-from meritorder.ledger.database import connect
+from meritorder.ledger.database import open_database
 from meritorder.ledger.keys import KeyStore, load_secret
 
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.read()
-KeyStore(connect(folder), load_secret(folder)).create("demo")
+KeyStore(open_database(folder), load_secret(folder)).create("demo")
 print(load_secret(folder).hex())
 """
     command = [sys.executable, "-c", code, str(tmp_path / "new")]
@@ -130,9 +160,9 @@ print(load_secret(folder).hex())
     secrets = {program.communicate(timeout=60)[0] for program in programs}
     assert [program.returncode for program in programs] == [0] * len(programs)
     assert len(secrets) == 1
-    connection = connect(tmp_path / "new")
-    assert len(KeyStore(connection, b"").list()) == len(programs)
-    connection.close()
+    engine = open_database(tmp_path / "new")
+    assert len(KeyStore(engine, b"").list()) == KeyStore(engine, b"").version() == len(programs)
+    engine.dispose()
 
 
 @pytest.mark.parametrize("content", [b"", b"too short", b"x" * 33])

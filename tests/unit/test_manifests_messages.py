@@ -16,6 +16,16 @@ DOLLARS = "expected US dollars, from 0 to 999999 and with up to nine decimals, s
 COUNT = "expected a whole number from 1 to 1000000, without quotes"
 NAME = "a name of up to 63 lower-case letters, digits and inner dashes, such as my-model"
 ENDPOINTS = "chat/completions, completions, embeddings"
+TOKENS = "expected a whole number of tokens from 1 to 1000000000000, without quotes"
+SHARE = "expected a number from 0 to 1, such as 0.9, without quotes"
+SECONDS = "expected a number of seconds, above 0 and up to 86400, such as 1.5, without quotes"
+AMOUNT = "expected US dollars, from 0 to 999999999 and with up to six decimals, such as 250"
+MODEL_FIELDS = "source, engineArgs, resources, replicaHourPrice, capabilities, scaling"
+ROUTE_FIELDS = "candidates, objective, split, hedge, affinity, retries"
+PRICE_FIELDS = (
+    "input, output, cachedInput, cacheWrite, reasoning, audioInput, audioOutput, imageInput, imageOutput, tiers, "
+    "serviceTiers, effectiveFrom"
+)
 
 
 def manifest(kind: str, name: str, spec: str) -> str:
@@ -40,6 +50,16 @@ def route(spec: str, name: str = "assistant") -> str:
     return manifest("Route", name, spec)
 
 
+def split(*arms: str) -> str:
+    """The first arm stands on line 10."""
+    lines = "".join(f"\n  - {arm}" for arm in arms)
+    return route(f"candidates:\n- model: faq\n- {{provider: hosted/chat, quality: 0.5}}\nsplit:\n  arms:{lines}")
+
+
+def team(spec: str) -> str:
+    return manifest("Team", "demo", spec)
+
+
 def messages(tmp_path: Path, text: str | bytes) -> list[str]:
     file = tmp_path / "m.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -53,12 +73,11 @@ def messages(tmp_path: Path, text: str | bytes) -> list[str]:
 SCHEMA = {
     "an unknown field": (
         model("source: hf://a/b\nreplicas: 3"),
-        "6: spec.replicas: unknown field; valid here: source, engineArgs, resources, capabilities, scaling",
+        f"6: spec.replicas: unknown field; valid here: {MODEL_FIELDS}",
     ),
     "a misspelt field": (
         model("source: hf://a/b\nscalng: {}"),
-        "6: spec.scalng: unknown field (did you mean 'scaling'?); "
-        "valid here: source, engineArgs, resources, capabilities, scaling",
+        f"6: spec.scalng: unknown field (did you mean 'scaling'?); valid here: {MODEL_FIELDS}",
     ),
     "a misspelt field deep inside": (
         model("source: hf://a/b\nresources:\n  gpu:\n    type: L4\n    cuont: 2"),
@@ -75,7 +94,7 @@ SCHEMA = {
     ),
     "no spec": (
         f"{HEAD}kind: Route\nmetadata:\n  name: x\n",
-        "1: spec: this field is required: a mapping with candidates",
+        f"1: spec: this field is required: a mapping with {ROUTE_FIELDS}",
     ),
     "no source": (model("resources: {cpu: 1}"), f"4: spec.source: this field is required: {SOURCES}"),
     "a source of an unknown kind": (
@@ -134,7 +153,8 @@ SCHEMA = {
     ),
     "an empty list": (
         route("candidates: []"),
-        "5: spec.candidates: expected a list of at least one, each a mapping with model, provider, got an empty list",
+        "5: spec.candidates: expected a list of at least one, each a mapping with model, provider, quality, "
+        "got an empty list",
     ),
     "a text for a list": (
         model("source: hf://a/b\ncapabilities: {endpoints: completions}"),
@@ -142,9 +162,9 @@ SCHEMA = {
     ),
     "a text for a mapping": (
         route("candidates:\n- model: faq\n- faq"),
-        "7: spec.candidates[1]: expected a mapping with model, provider, got 'faq'",
+        "7: spec.candidates[1]: expected a mapping with model, provider, quality, got 'faq'",
     ),
-    "nothing for a mapping": (route(""), "4: spec: expected a mapping with candidates, got nothing"),
+    "nothing for a mapping": (route(""), f"4: spec: expected a mapping with {ROUTE_FIELDS}, got nothing"),
     "a number for a text": (
         f"{HEAD}kind: Team\nmetadata:\n  name: team\n  labels:\n    cost: 5\n",
         "6: metadata.labels.cost: expected text, got 5; put it in quotes to make it text",
@@ -202,9 +222,9 @@ SCHEMA = {
         "6: spec.candidates[0].provider: expected the name of a hosted model, PROVIDER/MODEL, "
         "such as openai/gpt-5, got 'hosted'",
     ),
-    "no price": (
-        manifest("Provider", "hosted", "type: simulated\nmodels:\n- name: chat"),
-        "7: spec.models[0].price: this field is required: a mapping with input, output, cachedInput",
+    "a price that is none": (
+        priced("free"),
+        f"8: spec.models[0].price: expected a mapping with {PRICE_FIELDS}, got 'free'",
     ),
     "half a price": (
         priced("{input: 1}"),
@@ -225,6 +245,154 @@ SCHEMA = {
     "a price of more digits than a float keeps": (
         priced("{input: 0.1234567890123, output: 1}"),
         f"8: spec.models[0].price.input: {DOLLARS}, got 0.1234567890123",
+    ),
+    "a replica-hour without a price": (
+        model("source: hf://a/b\nreplicaHourPrice: cheap"),
+        f"6: spec.replicaHourPrice: {DOLLARS}, got 'cheap'",
+    ),
+    "a context window in words": (
+        model("source: hf://a/b\ncapabilities: {contextWindow: 16k}"),
+        f"6: spec.capabilities.contextWindow: {TOKENS}, got '16k'",
+    ),
+    "a context window that the engine has not": (
+        model("source: hf://a/b\nengineArgs: {max_model_len: 2048}\ncapabilities:\n  contextWindow: 4096"),
+        "8: spec.capabilities.contextWindow: must not be above engineArgs.max_model_len, and 4096 is above 2048",
+    ),
+    "answers longer than the engine gives": (
+        model("source: hf://a/b\nengineArgs: {max_model_len: 2048}\ncapabilities: {maxOutputTokens: 4096}"),
+        "7: spec.capabilities.maxOutputTokens: must not be above engineArgs.max_model_len, and 4096 is above 2048",
+    ),
+    "answers longer than the context window": (
+        model("source: hf://a/b\ncapabilities:\n  contextWindow: 100\n  maxOutputTokens: 200"),
+        "8: spec.capabilities.maxOutputTokens: must not be above contextWindow, and 200 is above 100",
+    ),
+    "an unknown modality": (
+        model("source: hf://a/b\ncapabilities:\n  modalities: [text, image]"),
+        "7: spec.capabilities.modalities[0]: expected one of image, audio, file, got 'text'",
+    ),
+    "a truth value in quotes": (
+        model("source: hf://a/b\ncapabilities: {tools: 'yes'}"),
+        "6: spec.capabilities.tools: expected true or false, got 'yes'",
+    ),
+    "a number for a truth value": (
+        route("candidates:\n- model: faq\naffinity: 1"),
+        "7: spec.affinity: expected true or false, got 1",
+    ),
+    "a rate of none": (
+        provider("type: simulated\nlimits: {rpm: 0}"),
+        f"6: spec.limits.rpm: {COUNT}, got 0",
+    ),
+    "a quality above one": (
+        route("candidates:\n- {model: faq, quality: 1.2}"),
+        f"6: spec.candidates[0].quality: {SHARE}, got 1.2",
+    ),
+    "a quality in percent": (
+        route("candidates:\n- {model: faq, quality: 80%}"),
+        f"6: spec.candidates[0].quality: {SHARE}, got '80%'",
+    ),
+    "a quality of true": (
+        route("candidates:\n- {model: faq, quality: true}"),
+        f"6: spec.candidates[0].quality: {SHARE}, got true",
+    ),
+    "a quality that is not a number": (
+        route("candidates:\n- {model: faq, quality: .nan}"),
+        f"6: spec.candidates[0].quality: {SHARE}, got nan",
+    ),
+    "a quality floor that no candidate reaches": (
+        route("candidates:\n- {model: faq, quality: 0.8}\nobjective:\n  qualityFloor: 0.9"),
+        "8: spec.objective.qualityFloor: leaves no candidate: the best has the quality 0.8",
+    ),
+    "a duration with its unit": (
+        route("candidates:\n- model: faq\nobjective:\n  timeout: 30s"),
+        f"8: spec.objective.timeout: {SECONDS}, got '30s'",
+    ),
+    "a duration of nothing": (
+        route("candidates:\n- model: faq\nobjective:\n  ttftSLO: 0"),
+        f"8: spec.objective.ttftSLO: {SECONDS}, got 0",
+    ),
+    "an objective in pydantic's camel case": (
+        route("candidates:\n- model: faq\nobjective:\n  ttftSlo: 1"),
+        "8: spec.objective.ttftSlo: unknown field (did you mean 'ttftSLO'?); "
+        "valid here: qualityFloor, qualityWorth, ttftSLO, latenessCost, timeout",
+    ),
+    "a cost of being late where nothing is late": (
+        route("candidates:\n- model: faq\nobjective:\n  latenessCost: 0.1"),
+        "8: spec.objective.latenessCost: has no effect without ttftSLO, which says what is late",
+    ),
+    "too many retries": (
+        route("candidates:\n- model: faq\nretries: 6"),
+        "7: spec.retries: expected a whole number from 0 to 5, without quotes, got 6",
+    ),
+    "a hedge of nothing": (
+        route("candidates:\n- model: faq\nhedge: {maxShare: 0}"),
+        "7: spec.hedge.maxShare: expected a number above 0 and up to 1, such as 0.05, without quotes, got 0",
+    ),
+    "a hedge of one candidate": (
+        route("candidates:\n- model: faq\nhedge: {maxShare: 0.1}"),
+        "7: spec.hedge: has no effect where a request has one candidate; add a second one",
+    ),
+    "a hedge where each arm has one candidate": (
+        split("{name: a, weight: 1, candidates: [faq]}", "{name: b, weight: 1, candidates: [hosted/chat]}")
+        + "  hedge: {maxShare: 0.1}\n",
+        "12: spec.hedge: has no effect where a request has one candidate; add a second one",
+    ),
+    "a split without arms": (
+        route("candidates:\n- model: faq\nsplit: {arms: []}"),
+        "7: spec.split.arms: expected a list of at least two, each a mapping with name, weight, candidates, "
+        "got an empty list",
+    ),
+    "a split of one arm": (
+        split("{name: a, weight: 1, candidates: [faq]}"),
+        "9: spec.split.arms: expected a list of at least two, each a mapping with name, weight, candidates, "
+        "got a list of 1",
+    ),
+    "a split that sticks to what there is not": (
+        split("{name: a, weight: 1, candidates: [faq]}", "{name: b, weight: 1, candidates: [hosted/chat]}")
+        + "    stickyBy: team\n",
+        "12: spec.split.stickyBy: expected one of key, user, session, request, got 'team'",
+    ),
+    "an arm without weight": (
+        split("{name: a, weight: 0, candidates: [faq]}", "{name: b, weight: 1, candidates: [hosted/chat]}"),
+        f"10: spec.split.arms[0].weight: {COUNT}, got 0",
+    ),
+    "two arms of one name": (
+        split("{name: a, weight: 1, candidates: [faq]}", "{name: a, weight: 1, candidates: [hosted/chat]}"),
+        "11: spec.split.arms[1].name: 'a' is listed twice",
+    ),
+    "an arm with a candidate that the route has not": (
+        split("{name: a, weight: 1, candidates: [faq]}", "{name: b, weight: 1, candidates: [hosted/caht]}"),
+        "11: spec.split.arms[1].candidates[0]: 'hosted/caht' is no candidate of this route "
+        "(did you mean 'hosted/chat'?); its candidates: faq, hosted/chat",
+    ),
+    "an arm that names a candidate twice": (
+        split("{name: a, weight: 1, candidates: [faq, faq]}", "{name: b, weight: 1, candidates: [hosted/chat]}"),
+        "10: spec.split.arms[0].candidates[1]: 'faq' is listed twice",
+    ),
+    "an arm below the quality floor": (
+        split("{name: a, weight: 1, candidates: [faq]}", "{name: b, weight: 1, candidates: [hosted/chat]}")
+        + "  objective: {qualityFloor: 0.7}\n",
+        "11: spec.split.arms[1].candidates: none of them has the quality 0.7, which objective.qualityFloor asks for",
+    ),
+    "a budget without a period": (
+        team("budgets:\n- {amount: 10}"),
+        "6: spec.budgets[0].period: this field is required: one of hourly, daily, monthly, total",
+    ),
+    "a budget for a period that there is not": (
+        team("budgets:\n- {period: weekly, amount: 10}"),
+        "6: spec.budgets[0].period: expected one of hourly, daily, monthly, total, got 'weekly'",
+    ),
+    "a negative budget": (
+        team("budgets:\n- {period: daily, amount: -1}"),
+        f"6: spec.budgets[0].amount: {AMOUNT}, got -1",
+    ),
+    "two budgets for one period": (
+        team("budgets:\n- {period: daily, amount: 1}\n- {period: total, amount: 5}\n- {period: daily, amount: 2}"),
+        "8: spec.budgets[2].period: 'daily' is listed twice",
+    ),
+    "an override in the words of a request": (
+        team("overrides: [max_cost_usd]"),
+        "5: spec.overrides[0]: expected one of maxCost, maxTTFT, minQuality, backend, exclude, got 'max_cost_usd' "
+        "(did you mean 'maxCost'?)",
     ),
 }
 
@@ -396,6 +564,6 @@ def test_a_date_stays_the_text_that_it_is_written_as(tmp_path: Path) -> None:
 def test_anchors_and_merges_are_understood(tmp_path: Path) -> None:
     models = "models:\n- {name: a, price: &cheap {input: 1, output: 2}}\n- {name: b, price: {<<: *cheap, output: 3}}"
     (tmp_path / "m.yaml").write_text(manifest("Provider", "hosted", f"type: simulated\n{models}"))
-    one, other = read([tmp_path]).providers[0].spec.models
-    assert (one.price.input, one.price.output) == (Decimal(1), Decimal(2))
-    assert (other.price.input, other.price.output) == (Decimal(1), Decimal(3))
+    one, other = (each.price.root[0] for each in read([tmp_path]).providers[0].spec.models if each.price)
+    assert (one.input, one.output) == (Decimal(1), Decimal(2))
+    assert (other.input, other.output) == (Decimal(1), Decimal(3))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from meritorder.core.catalog import Endpoint, Tier
-from meritorder.core.money import FREE
+from meritorder.core.pricing import FREE
 from meritorder.manifests.catalog import catalog, model_application, provider_application
 from meritorder.manifests.folder import files, folders, read
 from meritorder.manifests.yaml_source import ManifestError
@@ -36,13 +36,13 @@ def test_the_quickstart_resolves() -> None:
 
     assert known.generation == 7
     assert list(known.routes) == ["assistant", "faq", "hosted/chat", "hosted/embedding"]
-    assert known.routes["assistant"].candidates == ("faq", "hosted/chat")
-    assert known.routes["faq"].candidates == ("faq",)
+    assert known.routes["assistant"].backends == ("faq", "hosted/chat")
+    assert known.routes["faq"].backends == ("faq",)
     faq, chat = known.backends["faq"], known.backends["hosted/chat"]
     assert (faq.tier, faq.application, faq.upstream_model) == (Tier.SELF_RUN, "model-faq", "faq")
     assert (faq.price, faq.concurrency) == (FREE, 4)
     assert (chat.tier, chat.application, chat.upstream_model) == (Tier.HOSTED, "provider-hosted", "chat")
-    assert known.backends["hosted/embedding"].endpoints == {Endpoint.EMBEDDINGS}
+    assert known.backends["hosted/embedding"].capabilities.endpoints == {Endpoint.EMBEDDINGS}
     assert list(known.callable_by(known.teams["demo"])) == list(known.routes)
 
 
@@ -51,7 +51,7 @@ def test_a_real_provider_replaces_the_simulated_one_when_it_is_given_later() -> 
 
     assert [provider.spec.type for provider in manifests.providers] == ["openai"]
     known = catalog(manifests)
-    assert known.routes["assistant"].candidates == ("faq", "hosted/chat")
+    assert known.routes["assistant"].backends == ("faq", "hosted/chat")
     assert known.backends["hosted/chat"].upstream_model != "chat"
 
 

@@ -1,5 +1,8 @@
 """Answers in OpenAI's format: usage, errors in mid-stream, and bytes that are no answer."""
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,7 +69,9 @@ class TestUsage:
             (b'{"prompt_tokens":9,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":null}}', Usage(9, 1)),
             (b'{"prompt_tokens":9,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":50}}', Usage(9, 1, 9)),
             (b"{}", None),
-            (b'{"input_tokens":9,"output_tokens":500}', None),
+            (b'{"input_tokens":9,"output_tokens":500}', Usage(9, 500)),
+            (b'{"input_tokens":9}', None),
+            (b'{"prompt_tokens":9,"output_tokens":500}', None),
             (b'{"prompt_tokens":3}', None),
             (b'{"prompt_tokens":3,"completion_tokens":null}', None),
             (b'{"prompt_tokens":3,"completion_tokens":"4"}', None),
@@ -127,17 +132,139 @@ class TestUsage:
         reader.read(data(b'{"choices":[],"usage":{}}'))
         assert reader.usage == Usage(5, 1)
 
-    @pytest.mark.parametrize(("size", "tokens"), [(0, 1), (3, 1), (4, 1), (400, 100)])
-    def test_an_estimate(self, size: int, tokens: int) -> None:
-        request = InferenceRequest("r", Endpoint.CHAT_COMPLETIONS, "m", True, False, size, lambda name: b"")
+    @pytest.mark.parametrize(("text_bytes", "tokens"), [(0, 1), (3, 1), (4, 1), (5, 2), (400, 100)])
+    def test_an_estimate_is_of_the_text_and_not_of_the_images_beside_it(self, text_bytes: int, tokens: int) -> None:
+        request = InferenceRequest("r", CHAT, "m", True, False, 20_000_000, lambda name: b"", text_bytes)
         assert estimate(request, 7) == Usage(tokens, 7, estimated=True)
 
     @pytest.mark.parametrize(
         ("endpoint", "size", "tokens"),
-        [(CHAT, 0, 1), (CHAT, 3, 1), (CHAT, 400, 100), (Endpoint.COMPLETIONS, 400, 100), (EMBEDDINGS, 400, 0)],
+        [
+            (CHAT, 0, 1),
+            (CHAT, 3, 1),
+            (CHAT, 5, 2),
+            (CHAT, 400, 100),
+            (Endpoint.COMPLETIONS, 400, 100),
+            (EMBEDDINGS, 9, 0),
+        ],
     )
     def test_an_estimate_of_a_whole_answer(self, endpoint: Endpoint, size: int, tokens: int) -> None:
         assert output_tokens_in(endpoint, b"x" * size) == tokens
+
+
+def reported(**usage: Any) -> Usage | None:
+    return usage_of(CHAT, json.dumps({"choices": [], "usage": usage}).encode())
+
+
+nonsense: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just({}) | st.just([])
+)
+counts = st.integers(min_value=0, max_value=50) | nonsense
+names = st.sampled_from(
+    ["cached_tokens", "cache_write_tokens", "cache_creation_tokens", "audio_tokens", "image_tokens", "reasoning_tokens"]
+)
+details = st.dictionaries(names, counts) | nonsense
+reports = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        [
+            *("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"),
+            *("cache_read_input_tokens", "cache_creation_input_tokens"),
+        ],
+        counts,
+    )
+    | dict.fromkeys(
+        [
+            *("prompt_tokens_details", "completion_tokens_details"),
+            *("input_tokens_details", "output_tokens_details"),
+        ],
+        details,
+    ),
+)
+
+
+class TestPartsOfUsage:
+    """Each backend's way to say which tokens have a rate of their own."""
+
+    def test_openai(self) -> None:
+        assert reported(
+            prompt_tokens=100,
+            completion_tokens=50,
+            total_tokens=150,
+            prompt_tokens_details={
+                "cached_tokens": 40,
+                "cache_write_tokens": 30,
+                "audio_tokens": 20,
+                "image_tokens": 5,
+                "text_tokens": 75,
+            },
+            completion_tokens_details={
+                "reasoning_tokens": 25,
+                "audio_tokens": 10,
+                "image_tokens": 4,
+                "rejected_prediction_tokens": 1,
+            },
+        ) == Usage(100, 50, 40, 30, 20, 5, 25, 10, 4)
+
+    def test_the_newer_spelling_of_openai(self) -> None:
+        assert reported(
+            input_tokens=100,
+            output_tokens=50,
+            total_tokens=150,
+            input_tokens_details={"cached_tokens": 40, "cache_write_tokens": 30},
+            output_tokens_details={"reasoning_tokens": 25},
+        ) == Usage(100, 50, cached_input_tokens=40, cache_write_tokens=30, reasoning_tokens=25)
+
+    def test_xai_counts_reasoning_beside_the_completion(self) -> None:
+        usage = reported(
+            prompt_tokens=2640,
+            completion_tokens=182,
+            total_tokens=3494,
+            prompt_tokens_details={"text_tokens": 2640, "audio_tokens": 0, "image_tokens": 0, "cached_tokens": 473},
+            completion_tokens_details={"reasoning_tokens": 672, "audio_tokens": 0},
+        )
+        assert usage == Usage(2640, 854, 473, reasoning_tokens=672)
+
+    def test_litellm(self) -> None:
+        usage = reported(
+            prompt_tokens=100,
+            completion_tokens=5,
+            prompt_tokens_details={"cached_tokens": 40, "cache_creation_tokens": 30},
+            cache_read_input_tokens=40,
+            cache_creation_input_tokens=30,
+        )
+        assert usage == Usage(100, 5, 40, 30)
+
+    def test_anthropic_counts_its_cache_beside_the_input(self) -> None:
+        usage = reported(input_tokens=10, output_tokens=5, cache_read_input_tokens=70, cache_creation_input_tokens=20)
+        assert usage == Usage(100, 5, 70, 20)
+
+    @pytest.mark.parametrize(
+        ("parts", "expected"),
+        [
+            pytest.param({"cached_tokens": 50}, Usage(9, 1, 9), id="one is more than the whole"),
+            pytest.param(
+                {"cached_tokens": 9, "audio_tokens": 6, "image_tokens": 2},
+                Usage(9, 1, 1, 0, 6, 2),
+                id="they overlap: the cheapest is cut",
+            ),
+            pytest.param({"cached_tokens": -1, "audio_tokens": True, "image_tokens": "2"}, Usage(9, 1), id="no counts"),
+            pytest.param(None, Usage(9, 1), id="none"),
+            pytest.param([], Usage(9, 1), id="a list"),
+        ],
+    )
+    def test_parts_that_make_no_sense_are_cut_to_the_whole(self, parts: Any, expected: Usage) -> None:
+        assert reported(prompt_tokens=9, completion_tokens=1, prompt_tokens_details=parts) == expected
+
+    @given(reports)
+    def test_whatever_is_reported_is_usage_or_nothing(self, report: dict[str, Any]) -> None:
+        body = json.dumps({"choices": [], "usage": report}).encode()
+        try:
+            usage = usage_of(CHAT, body)
+        except MalformedAnswer:
+            assert b"NaN" in body or b"Infinity" in body  # is not JSON
+        else:
+            assert usage is None or not usage.estimated
 
 
 class TestEnds:

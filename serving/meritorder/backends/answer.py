@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 import aiohttp
 
-from meritorder.backends.failures import AttemptFailed, Failure, from_exception
+from meritorder.backends.failures import AttemptFailed, Failure, from_exception, limit_headers
 from meritorder.core.request import InferenceRequest
 from meritorder.core.usage import Usage
+from meritorder.wire.annotations import annotated
 from meritorder.wire.answers import (
     ErrorEvent,
     MalformedAnswer,
@@ -27,8 +29,15 @@ _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _END_OF_BODY_SECONDS = 1.0
 
 
+class _UsageEvent(bytes):
+    """An event with nothing but usage, which is told more when it goes out."""
+
+
 class Answer:
     """What a backend answers. Iterate over `chunks` for its body, then ask for `usage`; `close` it in any case.
+
+    `explain`, where it is set before `chunks`, says what the usage event of a stream tells beside the usage.
+    `limits` are the headers in which a provider says what is left of its rate limits.
 
     Closing before the end cuts the connection, which is how a backend learns that nobody listens any more.
     """
@@ -36,6 +45,8 @@ class Answer:
     def __init__(self, response: aiohttp.ClientResponse, request: InferenceRequest, silence: float) -> None:
         self.status = response.status
         self.headers = {name: value for name in _KEPT_HEADERS if (value := response.headers.get(name)) is not None}
+        self.limits = limit_headers(response.headers)
+        self.explain: Callable[[], Mapping[str, Any]] | None = None
         self._response = response
         self._request = request
         self._silence = silence
@@ -53,6 +64,11 @@ class Answer:
     @property
     def streamed(self) -> bool:
         return self._request.stream and not self.rejected
+
+    @property
+    def tokens(self) -> int:
+        """How many events of a stream said something so far."""
+        return self._reader.tokens
 
     @property
     def usage(self) -> Usage:
@@ -86,7 +102,7 @@ class Answer:
             AttemptFailed: the stream broke; what has been yielded until then ends with a whole event.
         """
         if self._first:
-            yield b"".join(self._first)
+            yield self._join(self._first)
         while self.streamed and not self._reader.done:
             try:
                 async with asyncio.timeout(self._silence):
@@ -95,7 +111,7 @@ class Answer:
                 reason = f"was silent for {self._silence:g} s in the middle of its answer"
                 raise AttemptFailed(Failure.TIMEOUT, reason) from None
             if events := self._read(chunk):
-                yield b"".join(events)
+                yield self._join(events)
             if self._broken:
                 raise self._broken
 
@@ -108,6 +124,12 @@ class Answer:
                     while await self._response.content.readany():
                         pass
         self._response.close()  # which leaves a connection alone that is back in the pool
+
+    def _join(self, events: list[bytes]) -> bytes:
+        if self.explain is not None and any(type(event) is _UsageEvent for event in events):
+            explanation = self.explain()
+            events = [annotated(event, explanation) if type(event) is _UsageEvent else event for event in events]
+        return b"".join(events)
 
     def _check(self, body: bytes) -> None:
         try:
@@ -135,9 +157,10 @@ class Answer:
         wanted: list[bytes] = []
         try:
             for event in self._splitter.feed(chunk):
-                usage_only = self._reader.read(event)
-                if not usage_only or self._request.wants_usage_chunk:
+                if not self._reader.read(event):
                     wanted.append(event)
+                elif self._request.wants_usage_chunk:
+                    wanted.append(_UsageEvent(event))
         except MalformedAnswer:
             self._broken = AttemptFailed(Failure.MALFORMED, "sent what is no event with JSON")
         except EventTooLong:

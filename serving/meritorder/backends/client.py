@@ -7,6 +7,7 @@ An attempt either fails here, before the client has seen a byte, and the next on
 import asyncio
 import contextlib
 import io
+import math
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace, TracebackType
@@ -16,7 +17,7 @@ import aiohttp
 import msgspec
 
 from meritorder.backends.answer import Answer
-from meritorder.backends.failures import from_exception, from_status
+from meritorder.backends.failures import from_exception, from_status, limit_headers
 from meritorder.core.plan import Attempt
 from meritorder.core.request import InferenceRequest
 
@@ -66,18 +67,19 @@ class BackendClient:
         if self._session is not None:
             await self._session.close()
 
-    async def open(self, attempt: Attempt, request: InferenceRequest) -> Answer:
-        """Send `request` and wait until its answer begins.
+    async def open(self, attempt: Attempt, request: InferenceRequest, seconds: float | None = None) -> Answer:
+        """Send `request` and wait until its answer begins, for `seconds` at most where they are fewer than usual.
 
         Raises:
             AttemptFailed: nothing came that a client can use.
         """
         answer: Answer | None = None
         try:
-            async with asyncio.timeout(self._timeouts.first_byte):
+            async with asyncio.timeout(min(math.inf if seconds is None else seconds, self._timeouts.first_byte)):
                 response = await self._send(attempt, request)
                 answer = Answer(response, request, self._timeouts.silence)
                 if refusal := from_status(response.status, response.headers.get("retry-after")):
+                    refusal.limits = limit_headers(response.headers)
                     refusal.detail = await _proxys_words(response)
                     raise refusal
                 await answer.peek()

@@ -1,5 +1,6 @@
 """How an attempt fails, and what a backend's refusal means for the next one."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import aiohttp
@@ -18,11 +19,16 @@ class Failure(StrEnum):
     BROKEN_STREAM = "broken_stream"
 
 
+_LIMIT_HEADERS = ("x-ratelimit-", "anthropic-ratelimit-", "retry-after")
+
+
 class AttemptFailed(Exception):
     """The attempt gave nothing that a client can use.
 
     `reason` is for a person and completes "backend X ..."; `retry_after` is in seconds, where the backend named
     a time. `detail` is for the log alone: what our own proxy says of its provider, whose address it may name.
+    `limits` are as in `Answer`. `unanswered` says that the backend had the request and was given up on, which it
+    may charge for all the same.
     """
 
     def __init__(self, failure: Failure, reason: str, retry_after: float | None = None) -> None:
@@ -31,6 +37,8 @@ class AttemptFailed(Exception):
         self.reason = reason
         self.retry_after = retry_after
         self.detail = ""
+        self.limits: Mapping[str, str] = {}
+        self.unanswered = False
 
 
 def from_status(status: int, retry_after: str | None) -> AttemptFailed | None:
@@ -58,13 +66,20 @@ def from_status(status: int, retry_after: str | None) -> AttemptFailed | None:
             return None
 
 
+def limit_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those that speak of rate limits, names in lower case."""
+    return {low: value for name, value in headers.items() if (low := name.lower()).startswith(_LIMIT_HEADERS)}
+
+
 def from_exception(error: BaseException) -> AttemptFailed | None:
     """What an error of the connection means; None where it is none. Addresses stay out of the reason."""
     match error:
         case aiohttp.ConnectionTimeoutError():
             return AttemptFailed(Failure.UNREACHABLE, "did not accept the connection in time")
         case TimeoutError():
-            return AttemptFailed(Failure.TIMEOUT, "did not answer in time")
+            failed = AttemptFailed(Failure.TIMEOUT, "did not answer in time")
+            failed.unanswered = True
+            return failed
         case aiohttp.ClientConnectorError():
             return AttemptFailed(Failure.UNREACHABLE, "refused the connection")
         case aiohttp.ClientError() | OSError():

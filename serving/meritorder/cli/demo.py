@@ -1,6 +1,5 @@
 """The platform at work: a few real requests, and a table of what became of each."""
 
-import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,8 @@ from meritorder.cli.place import Place
 from meritorder.cli.running import LOCAL_KEY_FILE
 from meritorder.core.catalog import Backend, Catalog, Endpoint, Tier
 from meritorder.core.usage import UsageRecord
-from meritorder.ledger.database import connect
-from meritorder.ledger.usage import wait_for
+from meritorder.ledger.database import open_database
+from meritorder.ledger.records import wait_for
 from meritorder.manifests.catalog import catalog
 from meritorder.manifests.folder import ManifestSet
 
@@ -46,8 +45,11 @@ def show(console: Console, place: Place, manifests: ManifestSet, key: str) -> No
     if not shown:
         console.print("There is no chat model to show.")
         return
-    with contextlib.closing(connect(place.state_dir)) as connection:
-        records = wait_for(connection, [one.came.request_id for one in shown if isinstance(one.came, Streamed)])
+    engine = open_database(place.database or place.state_dir)
+    try:
+        records = wait_for(engine, [one.came.request_id for one in shown if isinstance(one.came, Streamed)])
+    finally:
+        engine.dispose()
     console.print(_table(shown, records))
     for line in _summary(shown, records):
         console.print(line, highlight=False, soft_wrap=True)
@@ -98,14 +100,14 @@ def _ask(console: Console | None, url: str, key: str, model: str, question: str)
 
 
 def _first(resolved: Catalog, tier: Tier) -> Backend | None:
-    chat = (each for each in resolved.backends.values() if Endpoint.CHAT_COMPLETIONS in each.endpoints)
+    chat = (each for each in resolved.backends.values() if Endpoint.CHAT_COMPLETIONS in each.capabilities.endpoints)
     return next((each for each in chat if each.tier is tier), None)
 
 
 def _spilling_route(resolved: Catalog) -> str | None:
     """The first route with a self-run model first, and a hosted one behind it."""
     for route in resolved.routes.values():
-        tiers = [resolved.backends[name].tier for name in route.candidates]
+        tiers = [resolved.backends[name].tier for name in route.backends]
         if tiers[0] is Tier.SELF_RUN and Tier.HOSTED in tiers:
             return route.name
     return None

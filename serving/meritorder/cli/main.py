@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from meritorder import __version__
-from meritorder.ledger.database import StateError
+from meritorder.ledger.errors import StateError
 
 _COMMANDS = {
     "up": "meritorder.cli.up",
@@ -14,7 +14,9 @@ _COMMANDS = {
     "status": "meritorder.cli.status",
     "chat": "meritorder.cli.chat",
     "key": "meritorder.cli.key",
+    "usage": "meritorder.cli.usage",
     "validate": "meritorder.cli.validate",
+    "prices": "meritorder.cli.prices",
 }
 
 

@@ -15,6 +15,8 @@ from meritorder.manifests.yaml_source import ManifestError
 
 _UNWRAPPED_COLUMNS = 240
 
+DATABASE_VARIABLE = "MERITORDER_DATABASE_URL"
+
 manifests_option = click.option(
     "-f",
     "--manifests",
@@ -41,6 +43,14 @@ state_dir_option = click.option(
     default=default_state_dir,
     metavar="DIR",
     help="Where keys, the ledger and logs are kept.  [env: MERITORDER_STATE_DIR; default: ~/.local/state/meritorder]",
+)
+
+database_option = click.option(
+    "--database",
+    envvar=DATABASE_VARIABLE,
+    metavar="URL",
+    help="A PostgreSQL database, postgresql://user:password@host/name, in the place of the SQLite file in the state "
+    f"directory.  [env: {DATABASE_VARIABLE}, where no list of processes shows it]",
 )
 
 

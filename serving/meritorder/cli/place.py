@@ -1,6 +1,6 @@
 """Where a platform lives, where it listens, and to how much."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
@@ -12,13 +12,14 @@ class PlatformError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What `up` was told. `paths` are the manifests."""
+    """What `up` was told. `paths` are the manifests; `database` is a URL, None for SQLite in the state directory."""
 
     paths: tuple[Path, ...]
     state_dir: Path
     host: str
     port: int
     max_body_bytes: int
+    database: str | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:

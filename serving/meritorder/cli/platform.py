@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from meritorder.cli.child import Process
+from meritorder.cli.options import DATABASE_VARIABLE
 from meritorder.cli.place import Place, PlatformError
 from meritorder.cli.running import STATUS_FILE
 from meritorder.cli.simulated import SimulatedUpstream
@@ -151,7 +152,9 @@ class Platform:
         """The environment less the providers' keys, which are nobody's but their proxies'."""
         credentials = (provider.spec.credentials for provider in self.manifests.providers)
         names = {each.env for each in credentials if each is not None}
-        return {name: value for name, value in os.environ.items() if name not in names}
+        kept = {name: value for name, value in os.environ.items() if name not in names}
+        database = self._place.database
+        return kept if database is None else kept | {DATABASE_VARIABLE: database}  # not for a list of processes
 
     def _apply(self) -> None:
         url = self._simulated.url

@@ -16,7 +16,13 @@ from rich.markup import escape
 from meritorder.cli import demo as demonstration
 from meritorder.cli.client import NoAnswer, get_json
 from meritorder.cli.local_key import ensure_local_key
-from meritorder.cli.options import manifests_option, read_manifests, state_dir_option
+from meritorder.cli.options import (
+    DATABASE_VARIABLE,
+    database_option,
+    manifests_option,
+    read_manifests,
+    state_dir_option,
+)
 from meritorder.cli.place import Place, PlatformError
 from meritorder.cli.preflight import problems
 from meritorder.cli.progress import Progress
@@ -46,10 +52,21 @@ _STEP_SECONDS = 0.2
 )
 @click.option("--demo", is_flag=True, help="Send a few requests when all is ready, and show what became of them.")
 @state_dir_option
-def command(paths: tuple[Path, ...], host: str, port: int, max_body_bytes: int, demo: bool, state_dir: Path) -> None:
+@database_option
+def command(
+    paths: tuple[Path, ...],
+    host: str,
+    port: int,
+    max_body_bytes: int,
+    demo: bool,
+    state_dir: Path,
+    database: str | None,
+) -> None:
     """Run the platform in the foreground. Ctrl-C, or `meritorder down`, ends it and all that it started."""
     console = Console()
-    place = Place(tuple(path.absolute() for path in paths), state_dir.absolute(), host, port, max_body_bytes)
+    os.environ.pop(DATABASE_VARIABLE, None)  # it is for the ingress, and Ray's processes would inherit it
+    folders = tuple(path.absolute() for path in paths)
+    place = Place(folders, state_dir.absolute(), host, port, max_body_bytes, database)
     manifests = read_manifests(place.paths)
     try:
         with _stops_on_signals(), claimed(place.state_dir):
@@ -68,7 +85,7 @@ def command(paths: tuple[Path, ...], host: str, port: int, max_body_bytes: int, 
 
 def _run(platform: "Platform", place: Place, console: Console, *, demo: bool) -> None:
     teams = platform.manifests.teams
-    key = ensure_local_key(place.state_dir, teams[0].name) if teams else None
+    key = ensure_local_key(place.state_dir, teams[0].name, place.database) if teams else None
     with Progress(console) as progress:
         announce(place.state_dir, _running(platform, place))
         progress.waits_for("Ray and Serve")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from meritorder.cli.options import manifests_option, read_manifests
+from meritorder.manifests.catalog import catalog
 
 
 @click.command("validate")
@@ -14,3 +15,6 @@ def command(paths: tuple[Path, ...]) -> None:
     manifests = read_manifests(paths)
     counts = {kind: len(list(manifests.of(kind))) for kind in ("Model", "Provider", "Route", "Team")}
     click.echo("valid: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    for backend in catalog(manifests).backends.values():
+        if backend.price is None:
+            click.echo(f"note: {backend.name} has no price, so nobody with a budget can use it; give it one", err=True)

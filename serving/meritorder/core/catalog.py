@@ -5,10 +5,13 @@ is immutable, so a request keeps one view of the world from start to end.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
+from functools import cached_property
 
-from meritorder.core.money import Price
+from meritorder.core.limits import Allowance, Budget, Limits
+from meritorder.core.pricing import Price
 
 
 class Endpoint(StrEnum):
@@ -31,30 +34,138 @@ class Tier(StrEnum):
     HOSTED = "hosted"
 
 
+class Modality(StrEnum):
+    """What a prompt is made of, besides text."""
+
+    IMAGE = "image"
+    AUDIO = "audio"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do. `context_window` and `max_output_tokens` are in tokens; None: unknown."""
+
+    endpoints: frozenset[Endpoint]
+    context_window: int | None = None
+    max_output_tokens: int | None = None
+    modalities: frozenset[Modality] = frozenset()
+    tools: bool = True
+    structured_output: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """One thing that answers requests: a self-run model, or one model of a hosted provider.
 
     `name` is public and unique (`faq`, `openai/gpt-5`); `application` is the Ray Serve application behind it
     (several backends of one provider share one); `upstream_model` is the name that the application expects.
-    `concurrency` is how many requests the application serves at once before more of them queue; None means unknown.
+    `price` None is an unknown price, which is no price of zero. `concurrency` is how many requests the application
+    serves at once before more of them queue; None: unknown. `limits` are those of the account, shared by all
+    backends of the application. `replica_hour_price` is in US dollars, for self-run models.
     """
 
     name: str
     tier: Tier
     application: str
     upstream_model: str
-    endpoints: frozenset[Endpoint]
-    price: Price
+    capabilities: Capabilities
+    price: Price | None
     concurrency: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    replica_hour_price: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """A public model name and the backends that may answer for it, in order of preference."""
+class Candidate:
+    """A backend of a route. `quality` is the route's prior, from 0 to 1: what share of its requests it does well."""
+
+    backend: str
+    quality: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a route promises, and what keeping it is worth.
+
+    `quality_floor` is the least `quality` of a candidate; `quality_worth` is in US dollars per request and per 1.0
+    of quality. `ttft_slo` is the time to first token in seconds; `lateness_cost` is in US dollars per request that
+    is late by once the objective. `timeout` bounds all attempts, in seconds, until an answer begins.
+    """
+
+    quality_floor: float = 0.0
+    quality_worth: float = 0.0
+    ttft_slo: float | None = None
+    lateness_cost: float = 0.01
+    timeout: float | None = None
+
+
+class StickyBy(StrEnum):
+    """What decides on the arm of a split; requests that agree in it get the same arm."""
+
+    KEY = "key"
+    USER = "user"  # the request's `user`
+    SESSION = "session"  # the header x-meritorder-session
+    REQUEST = "request"  # nothing: each request is drawn for itself
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A share of a route's traffic. `weight` is relative to those of the other arms."""
 
     name: str
-    candidates: tuple[str, ...]
+    weight: int
+    candidates: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """An A/B test or a canary. Candidates that no arm names are open to all arms."""
+
+    sticky_by: StickyBy
+    arms: tuple[Arm, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """A second attempt while the first is slow: after the 95th percentile of its time to first token.
+
+    `max_share` bounds how many of the route's requests are hedged, from 0 to 1.
+    """
+
+    max_share: float
+
+
+@dataclass(frozen=True)
+class Route:
+    """A public model name and the backends that may answer for it.
+
+    Of candidates with the same utility the earlier is tried first. `retries` is how often all of them are gone
+    through again where they failed for a reason that passes. With `affinity`, a prompt is worth more where its
+    beginning has been before.
+    """
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    objective: Objective = field(default_factory=Objective)
+    split: Split | None = None
+    hedge: Hedge | None = None
+    affinity: bool = True
+    retries: int = 1
+
+    @cached_property
+    def backends(self) -> tuple[str, ...]:
+        return tuple(candidate.backend for candidate in self.candidates)
+
+
+class Override(StrEnum):
+    """What a request may ask of the routing; the values are the fields of the body's `meritorder` object."""
+
+    MAX_COST = "max_cost_usd"
+    MAX_TTFT = "max_ttft_ms"
+    MIN_QUALITY = "min_quality"
+    BACKEND = "backend"
+    EXCLUDE = "exclude"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +174,13 @@ class Team:
 
     name: str
     routes: frozenset[str] | None = None
+    limits: Limits = field(default_factory=Limits)
+    budgets: tuple[Budget, ...] = ()
+    overrides: frozenset[Override] = frozenset(Override)
+
+    @property
+    def allowance(self) -> Allowance:
+        return Allowance(f"team:{self.name}", self.limits, self.budgets)
 
     def may_call(self, route: str) -> bool:
         return self.routes is None or route in self.routes

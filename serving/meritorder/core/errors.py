@@ -5,12 +5,18 @@
     │   └── BodyTooLarge              413     request_too_large
     ├── RequestTimeout                408     request_timeout
     ├── Unauthenticated               401     invalid_api_key, or missing_api_key
-    ├── NotAllowed                    403     model_not_allowed, or team_not_found
+    ├── NotAllowed                    403     model_not_allowed, team_not_found, override_not_allowed,
+    │                                         unpriced_model, team_key_required, admin_key_required
     ├── UnknownModel                  404     model_not_found
+    ├── UnknownKey                    404     key_not_found
     ├── UnknownUrl                    404     unknown_url
     │   └── MethodNotAllowed          405     method_not_allowed
     ├── UnsupportedEndpoint           400     unsupported_endpoint
+    ├── NoCandidate                   400     no_candidate, or context_length_exceeded
+    ├── BudgetExceeded                402     budget_exceeded
+    ├── LimitExceeded                 429     rate_limit_exceeded
     ├── NotReady                      503     model_not_ready
+    ├── LedgerUnavailable             503     ledger_unavailable
     ├── ShuttingDown                  503     shutting_down
     ├── InternalError                 500     internal_error
     └── BackendsFailed                502     backends_failed, or stream_broken
@@ -89,6 +95,14 @@ class UnknownModel(RequestError):
         super().__init__(f"The model {model!r} does not exist.{hint}", param="model")
 
 
+class UnknownKey(RequestError):
+    status = 404
+    code = "key_not_found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"No key {key_id!r} is in force; GET /admin/v1/keys lists those there are.", param="id")
+
+
 class UnknownUrl(RequestError):
     status = 404
     code = "unknown_url"
@@ -108,6 +122,34 @@ class MethodNotAllowed(UnknownUrl):
 class UnsupportedEndpoint(RequestError):
     status = 400
     code = "unsupported_endpoint"
+
+
+class NoCandidate(RequestError):
+    """No candidate of the route can do what the request needs, now or later."""
+
+    status = 400
+    code = "no_candidate"
+
+
+class BudgetExceeded(RequestError):
+    """The money of a period is spent; `retry_after` is when the next one begins."""
+
+    status = 402
+    code = "budget_exceeded"
+
+
+class LimitExceeded(RequestError):
+    """Too many requests or tokens in a minute, or too many requests at once."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+
+class LedgerUnavailable(RequestError):
+    """The database cannot be asked, and what is known without it does not suffice to let this request in."""
+
+    status = 503
+    code = "ledger_unavailable"
 
 
 class NotReady(RequestError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meritorder.manifests.catalog import model_application, provider_application
-from meritorder.manifests.kinds import Model, Provider
+from meritorder.manifests.kinds import Capabilities, Model, Provider, ProviderLimits
 
 MODEL_APP = "meritorder.deployments.apps:model_app"
 PROVIDER_APP = "meritorder.deployments.apps:provider_app"
@@ -18,8 +18,8 @@ def applications(
 ) -> list[dict[str, Any]]:
     """One entry of a Serve config (`name`, `route_prefix`, `import_path`, `args`) per manifest, providers first.
 
-    `args` holds the manifest as JSON and never a key. `simulated_url` is the base URL for providers of type
-    `simulated`.
+    `args` holds what the replicas read of the manifest, as JSON, and never a key. `simulated_url` is the base URL
+    for providers of type `simulated`.
     """
     return [
         *(provider_entry(provider, simulated_url=simulated_url) for provider in providers),
@@ -56,14 +56,23 @@ def is_model(application: Mapping[str, Any]) -> bool:
 
 
 def _json(manifest: Model | Provider) -> dict[str, Any]:
-    dumped = manifest.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-    return {key: _ordered(value) for key, value in dumped.items()}
+    dumped: dict[str, Any] = _as_replicas_read_it(manifest).model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+    )
+    return dumped
 
 
-def _ordered(value: Any) -> Any:
-    # Sets have no order; the arguments of an unchanged manifest must be equal, or Serve would redeploy it.
-    if isinstance(value, dict):
-        return {key: sorted(item) if key == "endpoints" else _ordered(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_ordered(item) for item in value]
-    return value
+def _as_replicas_read_it(manifest: Model | Provider) -> Model | Provider:
+    # Serve builds an application anew when its arguments change. What only routing reads is no part of them: a price
+    # is no reason to load a model again.
+    match manifest:
+        case Model(spec=model):
+            spec = model.model_copy(update={"capabilities": Capabilities(), "replica_hour_price": None})
+            return manifest.model_copy(update={"spec": spec})
+        case Provider(spec=provider):
+            unread = {"capabilities": Capabilities(), "price": None}
+            hosted = tuple(each.model_copy(update=unread) for each in provider.models)
+            limits = ProviderLimits(concurrency=provider.limits.concurrency)
+            return manifest.model_copy(
+                update={"spec": provider.model_copy(update={"models": hosted, "limits": limits})}
+            )

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 
 from meritorder.ingress.main import build
 from meritorder.ingress.settings import Settings
-from meritorder.ledger.database import StateError, connect
+from meritorder.ledger.database import StateError, open_database
 from meritorder.ledger.keys import load_secret
 from meritorder.system.processes import exit_with_parent
 from meritorder.telemetry.logs import configure
@@ -37,6 +37,11 @@ _LOGGERS = {"_granian": {"handlers": [], "propagate": True}}
 @click.option("--manifests", "-f", type=_PATH, multiple=True, required=True, help="A YAML file or a folder of them.")
 @click.option("--state-dir", type=_PATH, required=True, help="Where the database is.")
 @click.option("--status-file", type=_PATH, required=True, help="What is known of the applications, as JSON.")
+@click.option(
+    "--database",
+    envvar="MERITORDER_DATABASE_URL",
+    help="A postgresql:// URL; SQLite in the state directory without one.  [env: MERITORDER_DATABASE_URL]",
+)
 @click.option("--host", default=_DEFAULTS.host, show_default=True)
 @click.option("--port", default=_DEFAULTS.port, show_default=True)
 @click.option("--max-body-bytes", default=_DEFAULTS.max_body_bytes, show_default=True)
@@ -55,7 +60,7 @@ def main(**options: Any) -> None:
     configure()
     settings = Settings(**options)
     try:
-        connect(settings.state_dir).close()
+        open_database(settings.database or settings.state_dir).dispose()
         load_secret(settings.state_dir)
     except StateError as error:  # told here, as a worker that cannot start has only a traceback to give
         log.error("the ingress cannot start: %s", error)

@@ -1,29 +1,33 @@
-"""The story of one request: route, plan, attempt, stream, settle."""
+"""The story of one request: admit, plan, attempt, stream, settle."""
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from decimal import Decimal
 
-from meritorder.backends.answer import Answer
 from meritorder.backends.client import BackendClient
 from meritorder.backends.failures import AttemptFailed
-from meritorder.core.catalog import Backend, Route
-from meritorder.core.errors import RequestError, UnsupportedEndpoint
-from meritorder.core.money import FREE
+from meritorder.core.errors import BudgetExceeded, LedgerUnavailable, RequestError
 from meritorder.core.plan import Attempt, RoutePlan
 from meritorder.core.request import Caller, InferenceRequest
-from meritorder.core.usage import Outcome, Usage, UsageRecord
+from meritorder.core.usage import Outcome, UsageRecord
+from meritorder.ingress.admission import Admission, Ticket
+from meritorder.ingress.attempts import Attempts, Opened
 from meritorder.ingress.body import ClientLeft
-from meritorder.ingress.refusals import all_failed, broken_stream, find_route, nothing_to_try
+from meritorder.ingress.planning import Planner
+from meritorder.ingress.refusals import broken_stream
+from meritorder.ingress.tally import Tally
 from meritorder.ingress.world import World
-from meritorder.routing.plan import plan
 from meritorder.telemetry.metrics import Metrics
 from meritorder.wire import errors as wire_errors
 
 _CLIENT_CLOSED_REQUEST = 499
 """No such status exists in HTTP, and nobody is there to see it; nginx writes it into its log."""
+
+_LEDGER_BACK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +39,36 @@ class Reply:
     chunks: AsyncGenerator[bytes, None]
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What has happened to a request so far; it becomes its usage record."""
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Where records go. `begin` is given what is to be written if nothing more is heard, and `end` what is.
 
-    started_at: float
-    started: float
-    outcome: Outcome | None = None
-    status: int = 0
-    attempts: int = 0
-    backend: Backend | None = None
-    answer: Answer | None = None
-    first_token: float | None = None
-    failures: list[tuple[Backend, AttemptFailed]] = field(default_factory=list)
+    `full` says that no more can be taken, so that no request may be let in.
+    """
 
-    def end(self, outcome: Outcome, status: int) -> None:
-        """The first end counts: how a connection goes down after the answer is nothing to the record."""
-        if self.outcome is None:
-            self.outcome, self.status = outcome, status
+    begin: Callable[[UsageRecord], None]
+    end: Callable[[UsageRecord], None]
+    full: Callable[[], bool]
 
 
 class Dispatcher:
-    """Sends requests to backends. `settle` is called with exactly one record per request that is let in."""
+    """Sends requests to backends. `ledger.end` is called with exactly one record per request that is let in."""
 
     def __init__(
-        self, world: World, client: BackendClient, metrics: Metrics, settle: Callable[[UsageRecord], None]
+        self,
+        world: World,
+        planner: Planner,
+        admission: Admission,
+        client: BackendClient,
+        ledger: Ledger,
+        metrics: Metrics,
     ) -> None:
         self._world = world
+        self._planner = planner
+        self._admission = admission
         self._client = client
+        self._ledger = ledger
         self._metrics = metrics
-        self._settle = settle
 
     @asynccontextmanager
     async def dispatch(self, caller: Caller, request: InferenceRequest) -> AsyncIterator[Reply]:
@@ -75,72 +79,89 @@ class Dispatcher:
         Raises:
             RequestError: the request is refused, or nothing answers it.
         """
-        route = find_route(self._world.catalog, caller, request.model)
-        tally = _Tally(started_at=time.time(), started=time.monotonic())
+        route = self._planner.route(caller, request)
+        if self._ledger.full():
+            raise LedgerUnavailable(
+                "Usage records can be written neither to the database nor to the disk; send the request again later.",
+                retry_after=_LEDGER_BACK_SECONDS,
+            )
+        ticket = await self._admission.admit(caller, self._planner.tokens(request))
+        tally = Tally(uuid.uuid4().hex, caller, route, request, time.time(), time.monotonic())
         try:
-            chosen = self._plan(route, request)
-            async with self._attempt(chosen, request, tally) as answer:
-                yield Reply(answer.status, {**answer.headers, **_explanation(tally)}, self._stream(answer, tally))
+            plan, headroom = await self._plan(ticket, tally)
+            async with await self._attempt(plan, headroom, ticket, tally) as opened:
+                self._begin(opened, tally)
+                headers = {**opened.answer.headers, **ticket.headers(), **tally.headers()}
+                yield Reply(opened.answer.status, headers, self._stream(opened, tally))
         except BaseException as error:
             tally.end(*self._cut_short(error))
             raise
         finally:
-            self._finish(caller, route, request, tally)
+            self._settle(ticket, tally)
 
-    def _plan(self, route: Route, request: InferenceRequest) -> RoutePlan:
-        made = plan(self._world.snapshot(), route, request.endpoint, time.monotonic())
-        if not made.attempts:
-            raise nothing_to_try(route, request, made)
-        return made
+    async def _plan(self, ticket: Ticket, tally: Tally) -> tuple[RoutePlan, Decimal | None]:
+        """A plan that the budgets can pay, with what it may cost reserved, and what they had left before."""
+        plan = self._planner.plan(tally.caller, tally.route, tally.request, ticket.budgeted, None, tally.draw)
+        headroom = None
+        if ticket.budgeted:
+            wanted, seen = cost_bound(plan.attempts), self._world.changes
+            headroom = await ticket.headroom(wanted)
+            if headroom is not None and (headroom < wanted or self._world.changes != seen):
+                plan = self._planner.plan(tally.caller, tally.route, tally.request, True, headroom, tally.draw)
+        tally.arm = plan.arm
+        if not plan.attempts:
+            raise self._planner.refusal(tally.route, tally.request, plan, ticket)
+        ticket.reserve(cost_bound(plan.attempts))
+        return plan, headroom
 
-    @asynccontextmanager
-    async def _attempt(self, chosen: RoutePlan, request: InferenceRequest, tally: _Tally) -> AsyncIterator[Answer]:
-        """The first good answer, the attempts made in order. After this, there is no other backend."""
-        for attempt in chosen.attempts:
-            tally.attempts += 1
-            with self._world.occupied(attempt.backend):
-                answer = await self._open(attempt, request, tally)
-                if answer is not None:
-                    try:
-                        yield answer
-                    finally:
-                        await answer.close()
-                    return
-        raise all_failed(tally.failures)
+    async def _attempt(self, plan: RoutePlan, headroom: Decimal | None, ticket: Ticket, tally: Tally) -> Opened:
+        """The first good answer. After this, there is no other backend."""
+        reserved = cost_bound(plan.attempts)
 
-    async def _open(self, attempt: Attempt, request: InferenceRequest, tally: _Tally) -> Answer | None:
-        name = attempt.backend.name
-        try:
-            answer = await self._client.open(attempt, request)
-        except AttemptFailed as failed:
-            self._world.failed(name, failed, time.monotonic())
-            self._metrics.attempted(name, failed.failure)
-            tally.failures.append((attempt.backend, failed))
-            return None
-        self._metrics.attempted(name, "ok")
-        tally.backend, tally.answer = attempt.backend, answer
-        if answer.streamed:
-            tally.first_token = time.monotonic()
-        return answer
+        def may_hedge(second: Attempt) -> bool:
+            # Both are paid, and what is reserved is for the dearest one.
+            return headroom is None or _reserved(ticket, second.cost_bound or Decimal(0))
 
-    async def _stream(self, answer: Answer, tally: _Tally) -> AsyncGenerator[bytes, None]:
-        assert tally.backend is not None
+        def plan_again() -> RoutePlan:
+            limit = None if headroom is None else reserved
+            return self._planner.plan(tally.caller, tally.route, tally.request, ticket.budgeted, limit, tally.draw)
+
+        timeout = tally.route.objective.timeout
+        deadline = None if timeout is None else tally.started + timeout
+        attempts = Attempts(self._world, self._client, self._metrics, tally.request, tally.route, deadline, may_hedge)
+        tally.attempts = attempts
+        return await attempts.first_good(plan, plan_again)
+
+    def _begin(self, opened: Opened, tally: Tally) -> None:
+        tally.opened = opened
+        opened.answer.explain = tally.explanation
+        self._ledger.begin(tally.record(time.monotonic()))
+
+    async def _stream(self, opened: Opened, tally: Tally) -> AsyncGenerator[bytes, None]:
+        answer, place = opened.answer, opened.place
         try:
             async for chunk in answer.chunks():
                 yield chunk
         except AttemptFailed as failed:
-            self._world.failed(tally.backend.name, failed, time.monotonic())
-            self._metrics.attempted(tally.backend.name, failed.failure)
+            self._world.failed(place, failed, time.monotonic())
+            self._metrics.attempted(place.backend.name, failed.failure)
             tally.end(Outcome.FAILED, answer.status)
-            yield wire_errors.stream_event(broken_stream(tally.backend, failed))
+            yield wire_errors.stream_event(broken_stream(place.backend, failed))
         else:
-            self._world.succeeded(tally.backend.name)
-            tally.end(Outcome.REJECTED if answer.rejected else Outcome.COMPLETED, answer.status)
+            now = time.monotonic()
+            if answer.rejected:
+                self._world.rejected(place, now)
+                tally.end(Outcome.REJECTED, answer.status)
+            else:
+                self._world.completed(place, tally.request, answer.usage, tally.first_token, now)
+                tally.end(Outcome.COMPLETED, answer.status)
 
     def _cut_short(self, error: BaseException) -> tuple[Outcome, int]:
         """The outcome and the status of a request that `error` ended before its answer was complete."""
         match error:
-            case UnsupportedEndpoint():
+            case BudgetExceeded() | LedgerUnavailable():
+                return Outcome.REFUSED, error.status
+            case RequestError() if 400 <= error.status < 500 and error.status != 429:
                 return Outcome.REJECTED, error.status
             case RequestError():
                 return Outcome.FAILED, error.status
@@ -151,31 +172,22 @@ class Dispatcher:
             case _:
                 return Outcome.FAILED, 500
 
-    def _finish(self, caller: Caller, route: Route, request: InferenceRequest, tally: _Tally) -> None:
-        backend = tally.backend
-        usage = tally.answer.usage if tally.answer else Usage()
-        first = tally.first_token
-        record = UsageRecord(
-            request_id=request.id,
-            team=caller.team.name,
-            key_id=caller.key_id,
-            route=route.name,
-            endpoint=request.endpoint,
-            backend=backend.name if backend else None,
-            tier=backend.tier if backend else None,
-            attempts=tally.attempts,
-            outcome=tally.outcome or Outcome.FAILED,
-            status=tally.status,
-            usage=usage,
-            cost=(backend.price if backend else FREE).cost(usage),
-            started_at=tally.started_at,
-            time_to_first_token=None if first is None else first - tally.started,
-            duration=time.monotonic() - tally.started,
-        )
-        self._settle(record)
+    def _settle(self, ticket: Ticket, tally: Tally) -> None:
+        """Nothing may be awaited in here: between the two, the money would be counted twice, or not at all."""
+        record = tally.record(time.monotonic())
+        ticket.settle(record.cost, sum(charge.usage.total_tokens for charge in record.charges))
+        self._ledger.end(record)
         self._metrics.settled(record)
 
 
-def _explanation(tally: _Tally) -> dict[str, str]:
-    assert tally.backend is not None
-    return {"x-meritorder-backend": tally.backend.name, "x-meritorder-attempts": str(tally.attempts)}
+def cost_bound(attempts: tuple[Attempt, ...]) -> Decimal:
+    """The most that any one of them can cost, in US dollars."""
+    return max((attempt.cost_bound for attempt in attempts if attempt.cost_bound is not None), default=Decimal(0))
+
+
+def _reserved(ticket: Ticket, amount: Decimal) -> bool:
+    try:
+        ticket.reserve(amount)
+    except ValueError:
+        return False
+    return True

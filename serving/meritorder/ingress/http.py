@@ -61,7 +61,7 @@ class InferenceEndpoint:
     async def _answer(self, headers: Mapping[bytes, bytes], body: Body, response: "_Response") -> None:
         try:
             caller = self._parts.authenticator.caller(authorization(headers), self._parts.world.catalog)
-            request = parse_request(response.request_id, self._endpoint, await body.read())
+            request = parse_request(response.request_id, self._endpoint, await body.read(), headers)
             async with (
                 self._parts.dispatcher.dispatch(caller, request) as reply,
                 aclosing(reply.chunks) as chunks,

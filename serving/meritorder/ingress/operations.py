@@ -1,5 +1,7 @@
 """What is not inference: the list of models, and how the ingress itself is doing."""
 
+import time
+
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,6 +12,8 @@ from meritorder.core.status import Phase
 from meritorder.ingress.auth import Authenticator
 from meritorder.ingress.http import authorization, request_id
 from meritorder.ingress.world import World
+from meritorder.ledger.usage import UsageLog
+from meritorder.routing.health import CircuitState
 from meritorder.telemetry.metrics import Metrics
 from meritorder.wire import errors as wire_errors
 
@@ -17,7 +21,8 @@ from meritorder.wire import errors as wire_errors
 class Operations:
     """Handlers of GET requests."""
 
-    def __init__(self, world: World, authenticator: Authenticator, metrics: Metrics) -> None:
+    def __init__(self, world: World, authenticator: Authenticator, metrics: Metrics, usage: UsageLog) -> None:
+        self._usage = usage
         self._world = world
         self._authenticator = authenticator
         self._metrics = metrics
@@ -49,7 +54,7 @@ class Operations:
         routes = [
             {
                 "route": route.name,
-                "ready": [name for name in route.candidates if catalog.backends[name].application in up],
+                "ready": [name for name in route.backends if catalog.backends[name].application in up],
                 "candidates": len(route.candidates),
             }
             for route in catalog.routes.values()
@@ -66,6 +71,14 @@ class Operations:
     async def metrics(self, request: Request) -> Response:
         for backend, count in self._world.in_flight().items():
             self._metrics.in_flight.labels(backend).set(count)
+        now = time.monotonic()
+        for application, price in self._world.shadow_prices(now).items():
+            self._metrics.shadow_price.labels(application).set(price)
+        for backend, state in self._world.circuits(now).items():
+            for each in CircuitState:
+                self._metrics.circuit.labels(backend, each.value).set(each.value == state)
+        self._metrics.ledger_waiting.set(self._usage.waiting)
+        self._metrics.spool_bytes.set(self._usage.spool_bytes)
         return Response(self._metrics.exposition(), headers={"content-type": Metrics.content_type})
 
 

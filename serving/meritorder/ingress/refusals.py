@@ -9,6 +9,7 @@ from meritorder.core.errors import (
     BackendsBusy,
     BackendsFailed,
     DeadlineExceeded,
+    NoCandidate,
     NotAllowed,
     NotReady,
     RequestError,
@@ -19,6 +20,9 @@ from meritorder.core.plan import Rejection, RoutePlan
 from meritorder.core.request import Caller, InferenceRequest
 
 _NOT_READY_RETRY_SECONDS = 5.0
+
+_PASSING = frozenset({Rejection.NOT_READY, Rejection.CIRCUIT_OPEN, Rejection.QUOTA, Rejection.MAX_TTFT})
+"""Reasons that may be gone when the request is sent again."""
 
 
 def find_route(catalog: Catalog, caller: Caller, model: str) -> Route:
@@ -42,17 +46,45 @@ def find_route(catalog: Catalog, caller: Caller, model: str) -> Route:
 
 def nothing_to_try(route: Route, request: InferenceRequest, plan: RoutePlan) -> RequestError:
     """The plan has no attempt."""
-    if all(rejected.rejection is Rejection.ENDPOINT for rejected in plan.rejected):
-        served = sorted({str(endpoint) for rejected in plan.rejected for endpoint in rejected.backend.endpoints})
+    reasons = {rejected.rejection for rejected in plan.rejected}
+    if reasons == {Rejection.ENDPOINT}:
+        endpoints = {endpoint for rejected in plan.rejected for endpoint in rejected.backend.capabilities.endpoints}
+        served = " and ".join(f"/v1/{endpoint}" for endpoint in sorted(endpoints))
         return UnsupportedEndpoint(
-            f"{route.name!r} does not serve /v1/{request.endpoint}; it serves "
-            f"{' and '.join(f'/v1/{endpoint}' for endpoint in served)}.",
-            param="model",
+            f"{route.name!r} does not serve /v1/{request.endpoint}; it serves {served}.", param="model"
         )
     said = "; ".join(f"{rejected.backend.name!r} {rejected.reason}" for rejected in plan.rejected)
+    if not reasons & _PASSING:
+        return _never(route, reasons, said)
+    waits = [rejected.retry_after for rejected in plan.rejected if rejected.retry_after is not None]
+    if reasons & _PASSING == {Rejection.QUOTA}:
+        return BackendsBusy(
+            f"No backend can take a request for {route.name!r} now: {said}. Try again later.",
+            retry_after=min(waits, default=_NOT_READY_RETRY_SECONDS),
+        )
     return NotReady(
         f"No backend can answer for {route.name!r} now: {said}. Try again later; GET /readyz says more.",
-        retry_after=_NOT_READY_RETRY_SECONDS,
+        retry_after=min(waits, default=_NOT_READY_RETRY_SECONDS),
+    )
+
+
+def _never(route: Route, reasons: set[Rejection], said: str) -> RequestError:
+    """What stands against the candidates does not pass by itself."""
+    if Rejection.UNPRICED in reasons:
+        return NotAllowed(
+            f"{route.name!r} cannot be called within a budget: {said}. Have a price added to its Provider.",
+            param="model",
+            code="unpriced_model",
+        )
+    if reasons == {Rejection.CONTEXT_WINDOW}:
+        return NoCandidate(
+            f"The prompt is too long for {route.name!r}: {said}. Send a shorter one.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return NoCandidate(
+        f"No backend of {route.name!r} can take this request: {said}. Change the request, or call another model.",
+        param="model",
     )
 
 

@@ -15,6 +15,9 @@ class Settings:
     state_dir: Path
     status_file: Path
 
+    database: str | None = field(default=None, repr=False)
+    """A postgresql:// URL, which may have a password in it; None: SQLite in the state directory."""
+
     host: str = "127.0.0.1"
     """Loopback: whoever wants more says so."""
 
@@ -35,6 +38,9 @@ class Settings:
 
     status_poll_seconds: float = 0.1
     """Traffic moves to a backend that has become ready, or away from one that has not, within this time."""
+
+    replica_time_seconds: float = 20.0
+    """How often the running replicas are noted, whose minutes are charged for; thrice in each."""
 
     drain_seconds: float = 20.0
     """How long open requests may go on after a request to stop; Kubernetes kills a pod after 30 s unless told."""

@@ -1,5 +1,5 @@
-"""The database: API keys, and one usage record per request. SQLite here.
+"""The database: API keys, usage records, budgets and leases. SQLite, or PostgreSQL where several machines share it.
 
-One module owns the schema, one writes usage, one keeps keys. Whether a request is let in, and what it costs,
-is decided elsewhere.
+`schema` has the tables and `database` opens them; `usage` is the way of a record from the request into the tables,
+by `spool` and `records`; `keys` keeps keys. Whether a request is let in, and what it costs, is decided elsewhere.
 """

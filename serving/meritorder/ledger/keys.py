@@ -9,71 +9,134 @@ import hashlib
 import hmac
 import os
 import secrets
-import sqlite3
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
-from meritorder.ledger.database import StateError, make_folder
+from sqlalchemy import Connection, Engine, Row, select, update
+
+from meritorder.core.limits import Allowance, Budget, Limits, Period
+from meritorder.ledger.database import StateError, insert, make_folder, reading
+from meritorder.ledger.schema import api_keys, revisions
 
 SECRET_FILE = "key.secret"
 PREFIX = "mo-"
 
 _SECRET_BYTES = 32
+_REVISION = "keys"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What a key may use of what its team may use."""
+
+    limits: Limits = field(default_factory=Limits)
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret. Times are in seconds since the epoch."""
+    """A key without its secret. Times are in seconds since the epoch.
+
+    One with `admin` is for the administration and not for models; it has no team.
+    """
 
     id: str
     team: str
     name: str
     created_at: float
     revoked_at: float | None = None
+    limits: KeyLimits = KeyLimits()
+    admin: bool = False
+
+    @property
+    def allowance(self) -> Allowance:
+        return Allowance(f"key:{self.id}", self.limits.limits, self.limits.budgets)
 
 
 class KeyStore:
-    """The keys in one database, with the secret that their digests are made with."""
+    """The keys in one database, with the secret that their digests are made with.
 
-    def __init__(self, connection: sqlite3.Connection, secret: bytes) -> None:
-        self._db = connection
+    Every method but `digest` blocks on the database, and raises what SQLAlchemy does where it is away.
+    """
+
+    def __init__(self, engine: Engine, secret: bytes) -> None:
+        self._engine = engine
         self._secret = secret
 
-    def create(self, team: str, name: str = "") -> tuple[ApiKey, str]:
+    def create(
+        self, team: str, name: str = "", limits: KeyLimits = KeyLimits(), *, admin: bool = False
+    ) -> tuple[ApiKey, str]:
         """Make a key for `team`. The second part of the result is the key itself: it is not to be had again."""
         text = PREFIX + secrets.token_urlsafe(32)
-        key = ApiKey(f"key_{secrets.token_hex(4)}", team, name, time.time())
-        self._db.execute(
-            "INSERT INTO api_keys (id, team, name, digest, created_at) VALUES (?, ?, ?, ?, ?)",
-            (key.id, team, name, self.digest(text), key.created_at),
-        )
+        key = ApiKey(f"key_{secrets.token_hex(4)}", team, name, time.time(), None, limits, admin)
+        row = {
+            "id": key.id, "team": team, "name": name, "digest": self.digest(text), "admin": admin,
+            "limits": _to_json(limits), "created_at": key.created_at,
+        }  # fmt: skip
+        with self._engine.begin() as connection:
+            connection.execute(insert(connection, api_keys), row)
+            _changed(connection)
         return key, text
 
     def revoke(self, key_id: str) -> bool:
         """Revoke a key; False where there is none of that id that is in force."""
-        done = self._db.execute(
-            "UPDATE api_keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (time.time(), key_id)
-        )
-        return done.rowcount == 1
+        in_force = (api_keys.c.id == key_id) & api_keys.c.revoked_at.is_(None)
+        with self._engine.begin() as connection:
+            done = connection.execute(update(api_keys).where(in_force).values(revoked_at=time.time())).rowcount == 1
+            if done:
+                _changed(connection)
+        return done
 
     def list(self) -> list[ApiKey]:
-        rows = self._db.execute("SELECT id, team, name, created_at, revoked_at FROM api_keys ORDER BY created_at")
-        return [ApiKey(*row) for row in rows]
+        """All keys there ever were, the oldest first."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)).all()
+        return [_key(row) for row in rows]
 
     def active(self) -> dict[bytes, ApiKey]:
         """Every key in force, by its digest."""
-        rows = self._db.execute("SELECT digest, id, team, name, created_at FROM api_keys WHERE revoked_at IS NULL")
-        return {row[0]: ApiKey(*row[1:]) for row in rows}
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(api_keys).where(api_keys.c.revoked_at.is_(None))).all()
+        return {row.digest: _key(row) for row in rows}
 
     def digest(self, text: str) -> bytes:
         return hmac.digest(self._secret, text.encode("utf-8", "surrogateescape"), hashlib.sha256)
 
     def version(self) -> int:
-        """A number that changes whenever another connection has changed the database."""
-        version: int = self._db.execute("PRAGMA data_version").fetchone()[0]
-        return version
+        """A number that grows with every change of the keys, whoever makes it. Read it before `active`."""
+        with reading(self._engine) as connection:
+            number = connection.execute(select(revisions.c.number).where(revisions.c.name == _REVISION)).scalar()
+        return number or 0
+
+
+def _changed(connection: Connection) -> None:
+    # In the transaction of the change itself: whoever sees the number sees the change.
+    statement = insert(connection, revisions).on_conflict_do_update(
+        index_elements=[revisions.c.name], set_={"number": revisions.c.number + 1}
+    )
+    connection.execute(statement, {"name": _REVISION, "number": 1})
+
+
+def _key(row: Row[Any]) -> ApiKey:
+    limits = _from_json(row.limits)
+    return ApiKey(row.id, row.team, row.name, row.created_at, row.revoked_at, limits, row.admin)
+
+
+def _to_json(limits: KeyLimits) -> dict[str, Any]:
+    rates = {name: value for name, value in asdict(limits.limits).items() if value is not None}
+    budgets = [{"period": budget.period.value, "amount": str(budget.amount)} for budget in limits.budgets]
+    return rates | ({"budgets": budgets} if budgets else {})
+
+
+def _from_json(value: Mapping[str, Any]) -> KeyLimits:
+    rates = {name: number for name, number in value.items() if name != "budgets"}
+    budgets = tuple(Budget(Period(one["period"]), Decimal(one["amount"])) for one in value.get("budgets", ()))
+    return KeyLimits(Limits(**rates), budgets)
 
 
 def load_secret(state_dir: Path) -> bytes:

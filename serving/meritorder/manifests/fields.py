@@ -25,8 +25,11 @@ class Strict(BaseModel):
     )
 
 
-def misplaced(field: str, message: str) -> PydanticCustomError:
-    """An error for the validator of a whole object to raise, which is the fault of one field of it."""
+def misplaced(field: int | str | tuple[int | str, ...], message: str) -> PydanticCustomError:
+    """An error for the validator of a whole object to raise, which is the fault of one field of it.
+
+    `field` is its name, its index in a list, or the path to it where it is deeper: `("arms", 0, "name")`.
+    """
     return PydanticCustomError(MISPLACED, "{message}", {"field": field, "message": message})
 
 
@@ -35,6 +38,32 @@ Count = Annotated[
     Field(ge=1, le=1_000_000, strict=True, description="a whole number from 1 to 1000000, without quotes"),
 ]
 """How many of something. Strict, because Kubernetes takes neither `true` nor `"2"` for a number."""
+
+Tokens = Annotated[
+    int,
+    Field(ge=1, le=10**12, strict=True, description="a whole number of tokens from 1 to 1000000000000, without quotes"),
+]
+"""How many tokens."""
+
+Share = Annotated[
+    float,
+    Field(
+        ge=0, le=1, strict=True, allow_inf_nan=False, description="a number from 0 to 1, such as 0.9, without quotes"
+    ),
+]
+"""A part of one, which routing computes with: a float, as no money is."""
+
+Seconds = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=86_400,
+        strict=True,
+        allow_inf_nan=False,
+        description="a number of seconds, above 0 and up to 86400, such as 1.5, without quotes",
+    ),
+]
+"""A duration."""
 
 
 def _exact(value: Any) -> Any:
@@ -56,7 +85,20 @@ Money = Annotated[
         description="US dollars, from 0 to 999999 and with up to nine decimals, such as 0.25",
     ),
 ]
-"""US dollars. Written as a number or a string; kept exactly as written."""
+"""US dollars, of a price. Written as a number or a string; kept exactly as written."""
+
+Amount = Annotated[
+    Decimal,
+    BeforeValidator(_exact),
+    Field(
+        ge=0,
+        lt=1_000_000_000,
+        decimal_places=6,
+        allow_inf_nan=False,
+        description="US dollars, from 0 to 999999999 and with up to six decimals, such as 250",
+    ),
+]
+"""US dollars, of a sum that prices add up to: more of them, and fewer decimals, in as many digits."""
 
 Name = Annotated[
     str,

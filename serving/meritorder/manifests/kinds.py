@@ -4,12 +4,27 @@ References from one manifest to another are checked in `catalog`, where all of t
 """
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
-from meritorder.core.catalog import Endpoint
-from meritorder.manifests.fields import Count, HttpUrl, ModelName, Money, Name, Source, Strict, misplaced
+from meritorder.core.catalog import Endpoint, Modality
+from meritorder.core.limits import Period
+from meritorder.manifests.fields import (
+    Amount,
+    Count,
+    HttpUrl,
+    ModelName,
+    Money,
+    Name,
+    Source,
+    Strict,
+    Tokens,
+    misplaced,
+)
+from meritorder.manifests.prices import PriceSheetSpec
+from meritorder.manifests.route import RouteSpec, repeated
 
 CHAT_ENDPOINTS = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS})
 
@@ -35,9 +50,24 @@ class Kind(Strict):
 
 
 class Capabilities(Strict):
-    """What a model can do; a request that needs more is not sent to it."""
+    """What a model can do; a request that needs more is not sent to it.
+
+    What `contextWindow`, `maxOutputTokens` and `tools` are where they are left out, `catalog` says.
+    """
 
     endpoints: frozenset[Endpoint] = Field(default=CHAT_ENDPOINTS, min_length=1)
+    context_window: Tokens | None = None
+    max_output_tokens: Tokens | None = None
+    modalities: frozenset[Modality] = frozenset()
+    tools: StrictBool | None = None
+    structured_output: StrictBool = True
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Self:
+        if self.context_window and self.max_output_tokens and self.max_output_tokens > self.context_window:
+            message = f"must not be above contextWindow, and {self.max_output_tokens} is above {self.context_window}"
+            raise misplaced("maxOutputTokens", message)
+        return self
 
 
 class Gpu(Strict):
@@ -84,18 +114,22 @@ SAID_ELSEWHERE = {
 
 
 class ModelSpec(Strict):
-    """`engineArgs` are vLLM's own, in its spelling (`max_model_len`); vLLM checks them."""
+    """`engineArgs` are vLLM's own, in its spelling (`max_model_len`); vLLM checks them.
+
+    `replicaHourPrice` is what a replica costs per hour, whether it works or not.
+    """
 
     source: Source
     engine_args: Mapping[str, Any] = Field(default_factory=dict)
     resources: Resources = Resources()
+    replica_hour_price: Money | None = None
     capabilities: Capabilities = Capabilities()
     scaling: Scaling = Scaling()
 
     @field_validator("engine_args")
     @classmethod
     def _sequences_are_countable(cls, args: Mapping[str, Any]) -> Mapping[str, Any]:
-        # The only engine argument that routing reads: it says when a replica is full.
+        # Routing reads it: it says when a replica is full.
         sequences = args.get("max_num_seqs", 1)
         if not isinstance(sequences, int) or isinstance(sequences, bool) or sequences < 1:
             raise misplaced("max_num_seqs", "expected a whole number of at least 1")
@@ -108,6 +142,21 @@ class ModelSpec(Strict):
             if name in args:
                 raise misplaced(name, f"set {field} instead")
         return args
+
+    @model_validator(mode="after")
+    def _the_engine_is_as_capable(self) -> Self:
+        longest, written = self.max_model_len, self.capabilities
+        for field, count in (("contextWindow", written.context_window), ("maxOutputTokens", written.max_output_tokens)):
+            if longest and count and count > longest:
+                message = f"must not be above engineArgs.max_model_len, and {count} is above {longest}"
+                raise misplaced(("capabilities", field), message)
+        return self
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The engine argument in tokens; None where vLLM decides, which is left out, -1 and auto."""
+        longest = self.engine_args.get("max_model_len")
+        return longest if isinstance(longest, int) and not isinstance(longest, bool) and longest > 0 else None
 
 
 class Model(Kind):
@@ -148,26 +197,23 @@ class Credentials(Strict):
 
 
 class ProviderLimits(Strict):
-    """What the account allows. `concurrency` is requests at once; further ones go to the next candidate."""
+    """What the account allows: requests and tokens per minute, and requests at once. More go to the next candidate."""
 
+    rpm: Count | None = None
+    tpm: Tokens | None = None
     concurrency: Count = 64
 
 
-class PriceSheet(Strict):
-    """US dollars per million tokens. There is no default: an unknown price is not a price of zero."""
-
-    input: Money
-    output: Money
-    cached_input: Money | None = None
-
-
 class HostedModel(Strict):
-    """One model of a provider, called `<provider>/<name>`; `upstreamName` is what the provider calls it."""
+    """One model of a provider, called `<provider>/<name>`; `upstreamName` is what the provider calls it.
+
+    Without `price` it has that of the price catalogue, if the model is in it, and otherwise none.
+    """
 
     name: ModelName
     upstream_name: ModelName | None = None
     capabilities: Capabilities = Capabilities()
-    price: PriceSheet
+    price: PriceSheetSpec | None = None
 
 
 class ProviderSpec(Strict):
@@ -205,38 +251,6 @@ class Provider(Kind):
     spec: ProviderSpec
 
 
-HostedName = Annotated[
-    str,
-    Field(
-        pattern=r"^[a-z0-9-]+/.+$",
-        description="the name of a hosted model, PROVIDER/MODEL, such as openai/gpt-5",
-    ),
-]
-
-
-class Candidate(Strict):
-    """Exactly one of a self-run model's name, and a hosted model as `<provider>/<model>`."""
-
-    model: Name | None = None
-    provider: HostedName | None = None
-
-    @model_validator(mode="after")
-    def _one_backend(self) -> Self:
-        if (self.model is None) == (self.provider is None):
-            raise ValueError("give exactly one of model: NAME and provider: PROVIDER/MODEL")
-        return self
-
-    @property
-    def backend(self) -> str:
-        return self.model or self.provider or ""
-
-
-class RouteSpec(Strict):
-    """`candidates` are in order of preference: the next takes what the one before cannot."""
-
-    candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)]
-
-
 class Route(Kind):
     """A public model name."""
 
@@ -244,10 +258,45 @@ class Route(Kind):
     spec: RouteSpec
 
 
+class Budget(Strict):
+    """US dollars that may be spent in each calendar period, in UTC."""
+
+    period: Period
+    amount: Amount
+
+
+class TeamLimits(Strict):
+    """Requests and tokens per minute, and requests at once."""
+
+    rpm: Count | None = None
+    tpm: Tokens | None = None
+    concurrency: Count | None = None
+
+
+class OverrideName(StrEnum):
+    """What a request may ask of the routing, in camelCase; the names are those of `core.catalog.Override`."""
+
+    MAX_COST = "maxCost"
+    MAX_TTFT = "maxTTFT"
+    MIN_QUALITY = "minQuality"
+    BACKEND = "backend"
+    EXCLUDE = "exclude"
+
+
 class TeamSpec(Strict):
-    """`routes` are the names that the team may call; left out, all of them."""
+    """`routes` are the names that the team may call, and `overrides` what its requests may ask; left out, all."""
 
     routes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    budgets: tuple[Budget, ...] = ()
+    limits: TeamLimits = TeamLimits()
+    overrides: frozenset[OverrideName] = frozenset(OverrideName)
+
+    @model_validator(mode="after")
+    def _one_budget_per_period(self) -> Self:
+        periods = [budget.period.value for budget in self.budgets]
+        for index in repeated(periods):
+            raise misplaced(("budgets", index, "period"), f"{periods[index]!r} is listed twice")
+        return self
 
 
 class Team(Kind):

@@ -28,7 +28,7 @@ def explain(kind: type[BaseModel], error: ValidationError) -> Iterator[tuple[Loc
     """Of each problem, where it is and the sentence that says it."""
     for details in error.errors(include_url=False):
         # pydantic counts only the valid items of a list, so one bad item makes the list too short as well.
-        if not (details["type"] == "too_short" and details["input"]):
+        if not (details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]):
             yield _explain(kind, details)
 
 
@@ -45,7 +45,10 @@ def _explain(kind: type[BaseModel], details: ErrorDetails) -> tuple[Loc, str]:
             # An object's own validator knows better than the schema what it wanted.
             return loc, details["msg"].removeprefix("Value error, ")
         case error if error == MISPLACED:
-            return (*loc, context["field"]), context["message"]
+            field = context["field"]
+            return (*loc, *(field if isinstance(field, tuple) else (field,))), context["message"]
+        case "too_short" if given := len(details["input"]):
+            return loc, f"expected {_expected(kind, node)}, got a list of {given}"
         case _:
             return loc, f"expected {_expected(kind, node)}{_got(loc, node, details['input'])}"
 
@@ -102,7 +105,7 @@ def _expected(kind: type[BaseModel], node: Schema) -> str:
         case {"type": "object"}:
             return "a mapping"
         case {"type": "array", "items": items}:
-            several = "a list of at least one" if node.get("minItems") else "a list"
+            several = {1: "a list of at least one", 2: "a list of at least two"}.get(node.get("minItems", 0), "a list")
             return f"{several}, each {_expected(kind, _resolve(items, _schema(kind)))}"
         case {"description": phrase}:
             return str(phrase)

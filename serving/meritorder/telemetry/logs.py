@@ -56,6 +56,7 @@ def log_request(record: UsageRecord) -> None:
         "key_id": record.key_id,
         "route": record.route,
         "endpoint": record.endpoint,
+        "arm": record.arm,
         "backend": record.backend,
         "attempts": record.attempts,
         "outcome": record.outcome,

@@ -20,7 +20,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        served = ("route", "backend", "team", "endpoint")
+        served = ("route", "arm", "backend", "team", "endpoint")
         self._requests = Counter(
             "meritorder_requests",
             "Requests let in, by how they ended.",
@@ -30,14 +30,14 @@ class Metrics:
         self._duration = Histogram(
             "meritorder_request_duration_seconds",
             "From the request's arrival to the last byte of its answer.",
-            ("route", "backend", "endpoint"),
+            ("route", "arm", "backend", "endpoint"),
             buckets=_DURATION_SECONDS,
             registry=registry,
         )
         self._ttft = Histogram(
             "meritorder_time_to_first_token_seconds",
             "From the request's arrival to the first event of a streamed answer.",
-            ("route", "backend"),
+            ("route", "arm", "backend"),
             buckets=_TTFT_SECONDS,
             registry=registry,
         )
@@ -51,6 +51,9 @@ class Metrics:
             ("backend", "outcome"),
             registry=registry,
         )
+        self._hedges = Counter(
+            "meritorder_hedges", "Second attempts made while the first was slow.", ("route",), registry=registry
+        )
         self._errors = Counter(
             "meritorder_errors",
             "Requests answered with an error of the ingress, by code.",
@@ -60,6 +63,22 @@ class Metrics:
         self.in_flight = Gauge(
             "meritorder_in_flight_requests", "Requests open at a backend.", ("backend",), registry=registry
         )
+        self.shadow_price = Gauge(
+            "meritorder_shadow_price_usd",
+            "What the capacity of a self-run application is worth, in US dollars per token of work.",
+            ("application",),
+            registry=registry,
+        )
+        self.circuit = Gauge(
+            "meritorder_circuit_state",
+            "1 for the state that the circuit breaker of a backend is in.",
+            ("backend", "state"),
+            registry=registry,
+        )
+        self.ledger_waiting = Gauge(
+            "meritorder_ledger_waiting_records", "Usage records that are not in the database yet.", registry=registry
+        )
+        self.spool_bytes = Gauge("meritorder_ledger_spool_bytes", "Size of the ledger's spool.", registry=registry)
         self.generation = Gauge(
             "meritorder_config_generation", "Configurations put in force since the start.", registry=registry
         )
@@ -72,21 +91,26 @@ class Metrics:
     def attempted(self, backend: str, outcome: str) -> None:
         self._attempts.labels(backend, outcome).inc()
 
+    def hedged(self, route: str) -> None:
+        self._hedges.labels(route).inc()
+
     def refused(self, code: str) -> None:
         self._errors.labels(code).inc()
 
     def settled(self, record: UsageRecord) -> None:
         """Count one request that has ended."""
         backend = record.backend or _NONE
-        labels = (record.route, backend, record.team, record.endpoint)
+        arm = record.arm or ""
+        labels = (record.route, arm, backend, record.team, record.endpoint)
         self._requests.labels(*labels, record.outcome).inc()
-        self._duration.labels(record.route, backend, record.endpoint).observe(record.duration)
+        self._duration.labels(record.route, arm, backend, record.endpoint).observe(record.duration)
         if record.time_to_first_token is not None:
-            self._ttft.labels(record.route, backend).observe(record.time_to_first_token)
-        if record.backend is not None:
-            self._tokens.labels(backend, record.team, "input").inc(record.usage.input_tokens)
-            self._tokens.labels(backend, record.team, "output").inc(record.usage.output_tokens)
-            self._cost.labels(backend, record.team).inc(float(record.cost))
+            self._ttft.labels(record.route, arm, backend).observe(record.time_to_first_token)
+        for charge in record.charges:
+            self._tokens.labels(charge.backend, record.team, "input").inc(charge.usage.input_tokens)
+            self._tokens.labels(charge.backend, record.team, "output").inc(charge.usage.output_tokens)
+            if charge.cost is not None:
+                self._cost.labels(charge.backend, record.team).inc(float(charge.cost))
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

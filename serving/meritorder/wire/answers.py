@@ -4,12 +4,14 @@ Only what decides something is checked. Usage in a shape of its own, say, is no 
 the client can read well: it is estimated then.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from meritorder.core.catalog import Endpoint
 from meritorder.core.request import InferenceRequest
+from meritorder.core.tokens import estimated_tokens
 from meritorder.core.usage import Usage
 from meritorder.wire.sse import DONE, data_of, is_silent
 
@@ -42,9 +44,7 @@ _decoder = msgspec.json.Decoder(_Answer)
 _MOST_TOKENS = 10**12
 """More than any answer has; a number beyond it is a fault, and would not fit into the database."""
 
-
-_BYTES_PER_TOKEN = 4
-"""OpenAI's rule of thumb for English text."""
+_NOTHING: Mapping[str, Any] = {}
 
 
 class StreamReader:
@@ -105,12 +105,12 @@ def is_error(body: bytes) -> bool:
 
 def estimate(request: InferenceRequest, tokens: int) -> Usage:
     """Usage where none was reported. `tokens` is the output: an event of a stream has one, as engines stream."""
-    return Usage(max(1, request.body_size // _BYTES_PER_TOKEN), tokens, estimated=True)
+    return Usage(estimated_tokens(request.text_bytes), tokens, estimated=True)
 
 
 def output_tokens_in(endpoint: Endpoint, body: bytes) -> int:
     """An estimate for a whole answer. What surrounds its text counts, too: rather too dear than free."""
-    return max(1, len(body) // _BYTES_PER_TOKEN) if endpoint.generative else 0
+    return estimated_tokens(len(body)) if endpoint.generative else 0
 
 
 def _decode(data: bytes) -> _Answer:
@@ -129,22 +129,63 @@ def _says_something(choice: _Choice) -> bool:
 
 
 def _usage(usage: Any, generative: bool) -> Usage | None:
-    """None where a count is missing that a bill rests on: an estimate is better than an exact zero."""
+    """None where a count is missing that a bill rests on: an estimate is better than an exact zero.
+
+    The newer spelling, `input_tokens`, is that of OpenAI's responses and of Anthropic.
+    """
     if not isinstance(usage, dict):
         return None
-    completion = usage.get("completion_tokens")
-    if completion is None and not generative:
-        completion = 0
-    prompt = _count(usage.get("prompt_tokens"))
-    output = _count(completion)
-    if prompt is None or output is None:
+    newer = "prompt_tokens" not in usage and "input_tokens" in usage
+    given = _count(usage, "input_tokens" if newer else "prompt_tokens")
+    made_name = "output_tokens" if newer else "completion_tokens"
+    made = _count(usage, made_name)
+    if made is None and not generative and usage.get(made_name) is None:
+        made = 0
+    if given is None or made is None:
         return None
-    details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
-    return Usage(prompt, output, min(cached or 0, prompt))
+    input_details = _details(usage, "input_tokens_details" if newer else "prompt_tokens_details")
+    output_details = _details(usage, "output_tokens_details" if newer else "completion_tokens_details")
+    reasoning = _count(output_details, "reasoning_tokens") or 0
+    if reasoning and _count(usage, "total_tokens") == given + made + reasoning:
+        made += reasoning  # xAI counts it beside the completion
+    read = _first_count((input_details, "cached_tokens"), (usage, "cache_read_input_tokens"))
+    written = _first_count(
+        (input_details, "cache_write_tokens"),
+        (input_details, "cache_creation_tokens"),  # LiteLLM
+        (usage, "cache_creation_input_tokens"),
+    )
+    if newer and ("cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage):
+        given += read + written  # Anthropic counts both beside the input
+    # Parts that do not fit into the whole are cut, the cheapest first: rather too dear than free.
+    audio_in, image_in, written, read = _within(
+        given, _count(input_details, "audio_tokens"), _count(input_details, "image_tokens"), written, read
+    )
+    audio_out, image_out, reasoning = _within(
+        made, _count(output_details, "audio_tokens"), _count(output_details, "image_tokens"), reasoning
+    )
+    return Usage(given, made, read, written, audio_in, image_in, reasoning, audio_out, image_out)
 
 
-def _count(value: Any) -> int | None:
+def _details(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    details = usage.get(name)
+    return details if isinstance(details, dict) else _NOTHING
+
+
+def _first_count(*places: tuple[Mapping[str, Any], str]) -> int:
+    return next((count for fields, name in places if (count := _count(fields, name))), 0)
+
+
+def _within(whole: int, *parts: int | None) -> list[int]:
+    """The parts in their order, each as far as there is room left for it."""
+    fitted = []
+    for part in parts:
+        fitted.append(min(part or 0, whole))
+        whole -= fitted[-1]
+    return fitted
+
+
+def _count(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(name)
     return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 

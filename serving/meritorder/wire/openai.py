@@ -3,14 +3,18 @@
 Source: OpenAI's API reference, https://platform.openai.com/docs/api-reference.
 """
 
-import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 
 from meritorder.core.catalog import Endpoint
 from meritorder.core.errors import InvalidRequest
+from meritorder.core.pricing import ServiceTier
 from meritorder.core.request import InferenceRequest
+from meritorder.wire import overrides
+from meritorder.wire.prompts import Prompt, is_given, of_messages, of_texts, prefix_hashes
+from meritorder.wire.validation import invalid_field, plain
 
 _NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -28,25 +32,53 @@ class _Request(msgspec.Struct):
     top_p: float | None = None
     n: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
+    service_tier: Any = None
+    user: Any = None
+
 
 class _Message(msgspec.Struct):
     role: _NonEmpty
     content: str | list[Any] | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _ChatRequest(_Request, kw_only=True):
     messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
+    def prompt_and_choices(self) -> tuple[Prompt, int]:
+        return of_messages(self.messages), self.n or 1
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
 
 class _CompletionRequest(_Request, kw_only=True):
     prompt: str | list[Any]
+    best_of: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+    def prompt_and_choices(self) -> tuple[Prompt, int]:
+        prompt, number = of_texts(self.prompt)
+        return prompt, number * max(self.n or 1, self.best_of or 1)
+
+    @property
+    def output_limit(self) -> int | None:
+        return _DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 class _EmbeddingRequest(msgspec.Struct, kw_only=True):
     model: _NonEmpty
     input: str | list[Any]
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    user: Any = None
+
+    def prompt_and_choices(self) -> tuple[Prompt, int]:
+        return of_texts(self.input)[0], 1
+
+    @property
+    def output_limit(self) -> int | None:
+        return 0
 
 
 _DECODERS: dict[Endpoint, msgspec.json.Decoder[Any]] = {
@@ -54,12 +86,22 @@ _DECODERS: dict[Endpoint, msgspec.json.Decoder[Any]] = {
     Endpoint.COMPLETIONS: msgspec.json.Decoder(_CompletionRequest),
     Endpoint.EMBEDDINGS: msgspec.json.Decoder(_EmbeddingRequest),
 }
+_DEFAULT_COMPLETION_TOKENS = 16
+"""Of the completions endpoint. Source: https://platform.openai.com/docs/api-reference/completions/create"""
+
+_BEGINNING = ("tools", "messages", "prompt", "input")
+"""The fields that a prompt is made of, in the order in which models are given them."""
+
+_SERVICE_TIERS = {tier.value: tier for tier in ServiceTier}
+_NO_HEADERS: Mapping[bytes, bytes] = {}
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode = msgspec.json.encode
 
 
-def parse_request(request_id: str, endpoint: Endpoint, body: bytes) -> InferenceRequest:
-    """Read a request body.
+def parse_request(
+    request_id: str, endpoint: Endpoint, body: bytes, headers: Mapping[bytes, bytes] = _NO_HEADERS
+) -> InferenceRequest:
+    """Read a request body, and those of its `headers` that say where it may go.
 
     Raises:
         InvalidRequest: the body is not JSON, or a field is missing or of the wrong type; `param` names it.
@@ -68,7 +110,7 @@ def parse_request(request_id: str, endpoint: Endpoint, body: bytes) -> Inference
         parsed = _DECODERS[endpoint].decode(body)
         fields = _raw_fields.decode(body)
     except msgspec.ValidationError as error:
-        raise _invalid_field(str(error)) from None
+        raise invalid_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {_detail(error, body)}.", code="invalid_json") from None
     stream = bool(getattr(parsed, "stream", False))
@@ -79,8 +121,13 @@ def parse_request(request_id: str, endpoint: Endpoint, body: bytes) -> Inference
             param="stream_options",
         )
 
+    asked = overrides.read_overrides(fields.pop(overrides.FIELD, None), headers)
+    prompt, choices = parsed.prompt_and_choices()
+    limit = parsed.output_limit
+    shaping = [fields[name] for name in ("tools", "functions", "response_format") if is_given(fields.get(name))]
+
     def body_for(upstream_model: str) -> bytes:
-        return _encode(fields | _overrides(upstream_model, fields, stream))
+        return _encode(fields | _changes(upstream_model, fields, stream))
 
     return InferenceRequest(
         id=request_id,
@@ -90,7 +137,23 @@ def parse_request(request_id: str, endpoint: Endpoint, body: bytes) -> Inference
         wants_usage_chunk=bool(options and options.include_usage),
         body_size=len(body),
         body_for=body_for,
+        text_bytes=prompt.text_bytes + sum(map(len, shaping)),
+        max_output_tokens=None if limit is None else limit * choices,
+        choices=choices,
+        modalities=prompt.modalities,
+        tools=is_given(fields.get("tools")) or is_given(fields.get("functions")),
+        structured_output=_is_structured(fields.get("response_format")),
+        service_tier=_SERVICE_TIERS.get(str(getattr(parsed, "service_tier", "")), ServiceTier.DEFAULT),
+        prefix=prefix_hashes(*(bytes(fields[name]) for name in _BEGINNING if name in fields)),
+        user=parsed.user if isinstance(parsed.user, str) else None,
+        session=overrides.session_of(headers),
+        overrides=asked,
     )
+
+
+def _is_structured(response_format: msgspec.Raw | None) -> bool:
+    # `{"type": "text"}` is the default, and asks for nothing.
+    return is_given(response_format) and b'"json_' in bytes(response_format or b"")
 
 
 def _detail(error: Exception, body: bytes) -> str:
@@ -100,35 +163,14 @@ def _detail(error: Exception, body: bytes) -> str:
         return "it is not UTF-8"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return _lower(str(error).removeprefix("JSON is malformed: "))
+    return plain(str(error).removeprefix("JSON is malformed: "))
 
 
-def _overrides(upstream_model: str, fields: dict[str, msgspec.Raw], stream: bool) -> dict[str, Any]:
-    overrides: dict[str, Any] = {"model": upstream_model}
+def _changes(upstream_model: str, fields: dict[str, msgspec.Raw], stream: bool) -> dict[str, Any]:
+    changes: dict[str, Any] = {"model": upstream_model}
     if stream:
         # The ledger needs usage whether or not the client does; the chunk is taken out again on the way back.
         raw = fields.get("stream_options")
         options = msgspec.json.decode(raw, type=dict[str, msgspec.Raw] | None) if raw else None
-        overrides["stream_options"] = {**(options or {}), "include_usage": True}
-    return overrides
-
-
-_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(\w+)`")
-
-
-def _invalid_field(text: str) -> InvalidRequest:
-    """msgspec's "Expected `str`, got `int` - at `$.messages[0].role`", as a sentence about that field."""
-    match = _PLACE.match(text)
-    what, path = (match["what"], match["path"] or "") if match else (text, "")
-    path = path.replace("[...]", "[]").removeprefix(".")
-    if missing := _MISSING.match(what):
-        param = f"{path}.{missing[1]}".removeprefix(".")
-        return InvalidRequest(f"'{param}' is required and is missing.", param=param, code="missing_field")
-    if not path:
-        return InvalidRequest(f"The body must be a JSON object: {_lower(what)}.", code="invalid_type")
-    return InvalidRequest(f"'{path}' is not valid: {_lower(what)}.", param=path, code="invalid_type")
-
-
-def _lower(text: str) -> str:
-    return re.sub(r"\bstr\b", "string", text[:1].lower() + text[1:]).replace("`", "").replace(" | ", " or ")
+        changes["stream_options"] = {**(options or {}), "include_usage": True}
+    return changes

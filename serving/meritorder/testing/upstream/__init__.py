@@ -13,7 +13,7 @@ fields that ask for them are accepted and ignored.
 
 from meritorder.testing.upstream.behaviour import Behaviour
 from meritorder.testing.upstream.clock import Clock, FakeClock, SystemClock
-from meritorder.testing.upstream.log import Outcome, ReceivedRequest
+from meritorder.testing.upstream.log import Outcome, ReceivedRequest, Served
 from meritorder.testing.upstream.script import Rule, Script, ScriptError, load_script, parse_script
 from meritorder.testing.upstream.server import ScriptedUpstream
 
@@ -27,6 +27,7 @@ __all__ = [
     "Script",
     "ScriptError",
     "ScriptedUpstream",
+    "Served",
     "SystemClock",
     "load_script",
     "parse_script",

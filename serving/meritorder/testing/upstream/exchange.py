@@ -41,9 +41,10 @@ class Exchange:
         """Send these headers too, with whatever the answer will be. The last value of a name counts."""
         self._headers.update((name.lower(), value) for name, value in headers.items())
 
-    async def send_body(self, body: bytes) -> None:
+    async def send_body(self, body: bytes, completion_tokens: int) -> None:
         """Send a whole 200 answer."""
         await self._send_whole(200, body)
+        self._entry.completion_tokens = completion_tokens
         self._log.close(self._entry, "completed")
 
     async def send_malformed_body(self, body: bytes) -> None:
@@ -68,16 +69,22 @@ class Exchange:
         """Send the headers of a stream."""
         await self._begin(web.StreamResponse(headers=self._all_headers(_SSE)))
 
-    async def send_event(self, event: bytes) -> None:
-        """Send one event of a stream and count it."""
+    async def send_event(self, event: bytes, tokens: int = 0) -> None:
+        """Send one event of a stream and count it, and the tokens in it."""
         await self.response.write(event)
         self._entry.chunks_sent += 1
+        self._entry.completion_tokens += tokens
         self._log.changed()
 
-    async def end_stream(self, last: bytes, *, complete: bool) -> None:
-        """Send the last bytes of a stream, which are not counted as an event, and end it in good order."""
+    async def end_stream(self, last: bytes, *, completion_tokens: int | None = None) -> None:
+        """Send the last bytes of a stream, which are not counted as an event, and end it in good order.
+
+        It is complete if `completion_tokens` says what the answer has in all.
+        """
         await self.response.write_eof(last)
-        self._log.close(self._entry, "completed" if complete else "failed")
+        if completion_tokens is not None:
+            self._entry.completion_tokens = completion_tokens
+        self._log.close(self._entry, "failed" if completion_tokens is None else "completed")
 
     def cut(self) -> None:
         """Close the connection in the middle of the answer; what was sent still arrives."""

@@ -5,7 +5,7 @@ Header values and query strings are never kept: keys travel in them.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -39,10 +39,45 @@ class ReceivedRequest:
     failed: anything else, such as an error status or a connection cut by the script."""
     chunks_sent: int = 0
     """Events of a stream, `[DONE]` not counted."""
+    prompt_tokens: int = 0
+    """Of a request that was accepted."""
+    cached_tokens: int = 0
+    """Those of the prompt that its usage says were in a cache."""
+    completion_tokens: int = 0
+    """Of an answer that was completed; of a stream that was not, the tokens that were sent."""
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether a provider would want money for it: it gave an answer, a part of one, or worked for nobody.
+
+        What it failed at itself before the first token is free.
+        """
+        return self.outcome in ("completed", "client_disconnected") or self.completion_tokens > 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a model has to be paid for, in requests and tokens."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def plus(self, request: ReceivedRequest) -> "Served":
+        """Return the sum with `request`, which has ended."""
+        if not request.is_charged:
+            return self
+        return Served(
+            self.requests + 1,
+            self.prompt_tokens + request.prompt_tokens,
+            self.cached_tokens + request.cached_tokens,
+            self.completion_tokens + request.completion_tokens,
+        )
 
 
 @dataclass(slots=True)
@@ -54,6 +89,7 @@ class RequestLog:
     _requests: deque[ReceivedRequest] = field(init=False)
     _changed: list[asyncio.Future[None]] = field(init=False, default_factory=list)
     _count: int = field(init=False, default=0)
+    _served: dict[str, Served] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._requests = deque(maxlen=self.keep)
@@ -62,6 +98,11 @@ class RequestLog:
     def requests(self) -> tuple[ReceivedRequest, ...]:
         """The requests in the order of their arrival."""
         return tuple(self._requests)
+
+    @property
+    def served(self) -> Mapping[str, Served]:
+        """What has ended and is to be paid, by model, since the start or the last `clear`."""
+        return dict(self._served)
 
     def open(self, method: str, path: str, endpoint: Endpoint, header_names: tuple[str, ...]) -> ReceivedRequest:
         """Begin the record of one request."""
@@ -77,11 +118,14 @@ class RequestLog:
         if entry.outcome is None:
             entry.outcome = outcome
             entry.ended_s = self.clock.monotonic()
+            if entry.model is not None:
+                self._served[entry.model] = self._served.get(entry.model, Served()).plus(entry)
             self.changed()
 
     def clear(self) -> None:
         """Forget all requests; those still running are not logged again."""
         self._requests.clear()
+        self._served.clear()
         self.changed()
 
     def changed(self) -> None:

@@ -38,9 +38,9 @@ async def _play_stream(exchange: Exchange, behaviour: Behaviour, pacer: Pacer, r
     for tail in islice(reply.tails, behaviour.fail_after_chunks):
         if tail.new_token:
             await pacer.wait(behaviour.itl_ms)
-        await exchange.send_event(reply.prefix + tail.data)
+        await exchange.send_event(reply.prefix + tail.data, tail.tokens)
     if behaviour.failure is None:
-        await exchange.end_stream(DONE, complete=True)
+        await exchange.end_stream(DONE, completion_tokens=reply.counted.completion_tokens)
     else:
         await _fail_stream(exchange, behaviour, behaviour.failure)
 
@@ -51,9 +51,9 @@ async def _fail_stream(exchange: Exchange, behaviour: Behaviour, mode: FailMode)
             exchange.cut()
         case "error_event":
             error = _scripted_error(behaviour, 500).body()
-            await exchange.end_stream(b"data: " + error + b"\n\n", complete=False)
+            await exchange.end_stream(b"data: " + error + b"\n\n")
         case "malformed":
-            await exchange.end_stream(MALFORMED, complete=False)
+            await exchange.end_stream(MALFORMED)
         case "stall":
             await exchange.wait_for_disconnect()
         case _:
@@ -64,7 +64,7 @@ async def _play_whole(exchange: Exchange, behaviour: Behaviour, pacer: Pacer, re
     await pacer.wait(behaviour.itl_ms * max(0, reply.tokens - 1))
     match behaviour.failure:
         case None:
-            await exchange.send_body(reply.body)
+            await exchange.send_body(reply.body, reply.counted.completion_tokens)
         case "close":
             await exchange.send_part(reply.body)
             exchange.cut()

@@ -91,6 +91,7 @@ class SimulatedProvider:
         with turn.gate.admit() as limit_headers:
             exchange.add_headers(limit_headers)
             reply = make_reply(wanted, turn.behaviour, entry.id, int(self._clock.unix_time()))
+            entry.prompt_tokens, entry.cached_tokens = reply.counted.prompt_tokens, reply.counted.cached_tokens
             await play(exchange, turn.behaviour, Pacer(turn, self._clock, entry.started_s), reply)
 
     def _check_key(self, request: web.Request) -> ApiError | None:

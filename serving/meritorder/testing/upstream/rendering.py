@@ -33,6 +33,8 @@ class Tail:
     data: bytes
     new_token: bool
     """Whether the event begins a token other than the first, and so is due one inter-token time later."""
+    tokens: int = 0
+    """How many tokens of the answer are in it."""
 
 
 def head(request: GenerationRequest, request_id: str, created: int, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def event_tails(request: GenerationRequest, answer: Answer, null_usage: bool) ->
             yield Tail(_role_tail(index, null_usage), new_token=False)
     for number, text in enumerate(answer.tokens):
         for index in choices:
-            yield Tail(_text_tail(endpoint, text, index, null_usage), new_token=number > 0 and index == 0)
+            yield Tail(_text_tail(endpoint, text, index, null_usage), number > 0 and index == 0, tokens=1)
     for index in choices:
         yield Tail(_finish_tail(endpoint, answer.finish_reason, index, null_usage), new_token=False)
 

@@ -1,6 +1,6 @@
 """From a request to the reply it gets when nothing goes wrong."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -36,11 +36,21 @@ class ModelsRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What the reply's usage says, or would say if it had one."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class WholeReply:
     """An answer that is not streamed. It is due when the last of its tokens is."""
 
     body: bytes
     tokens: int = 1
+    counted: Counted = Counted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class StreamedReply:
 
     prefix: bytes
     tails: Iterable[Tail]
+    counted: Counted
 
 
 AnyRequest = GenerationRequest | EmbeddingRequest | ModelsRequest
@@ -78,7 +89,9 @@ def make_reply(request: AnyRequest, behaviour: Behaviour, request_id: str, creat
             return WholeReply(models_body(models, behaviour.extra_fields))
         case EmbeddingRequest():
             counted = {"prompt_tokens": request.prompt_tokens, "total_tokens": request.prompt_tokens}
-            return WholeReply(embedding_body(request, behaviour.extra_fields, _usage(behaviour, counted)))
+            usage = _usage(behaviour, counted)
+            body = embedding_body(request, behaviour.extra_fields, usage)
+            return WholeReply(body, counted=_counted(usage or counted))
         case GenerationRequest():
             fields = head(request, request_id, created, behaviour.extra_fields)
             return _generate(request, behaviour, fields)
@@ -86,14 +99,24 @@ def make_reply(request: AnyRequest, behaviour: Behaviour, request_id: str, creat
 
 def _generate(request: GenerationRequest, behaviour: Behaviour, fields: dict[str, Any]) -> WholeReply | StreamedReply:
     reply = answer(behaviour.text, behaviour.tokens, request.max_tokens)
-    usage = _usage(behaviour, count_usage(request, reply))
+    own = count_usage(request, reply)
+    usage = _usage(behaviour, own)
+    counted = _counted(usage or own)
     if not request.stream:
-        return WholeReply(generation_body(request, fields, reply, usage), len(reply.tokens))
+        return WholeReply(generation_body(request, fields, reply, usage), len(reply.tokens), counted)
     if usage is None or not request.include_usage:
-        return StreamedReply(event_prefix(fields), event_tails(request, reply, null_usage=False))
+        return StreamedReply(event_prefix(fields), event_tails(request, reply, null_usage=False), counted)
     tails = chain(event_tails(request, reply, null_usage=True), [usage_tail(usage)])
-    return StreamedReply(event_prefix(fields), tails)
+    return StreamedReply(event_prefix(fields), tails, counted)
 
 
 def _usage(behaviour: Behaviour, counted: dict[str, Any]) -> dict[str, Any] | None:
     return counted if behaviour.usage == "counted" else behaviour.usage
+
+
+def _counted(usage: Mapping[str, Any]) -> Counted:
+    """What `usage` says; a script may have put anything in it."""
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    numbers = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
+    return Counted(*(number if isinstance(number, int) else 0 for number in numbers))

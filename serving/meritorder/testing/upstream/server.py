@@ -1,6 +1,6 @@
 """The upstream as something to start and stop: the handle that tests and the command line share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -8,7 +8,7 @@ from aiohttp import web
 
 from meritorder.testing.upstream.clock import Clock, SystemClock
 from meritorder.testing.upstream.control import ControlPlane
-from meritorder.testing.upstream.log import ReceivedRequest, RequestLog
+from meritorder.testing.upstream.log import ReceivedRequest, RequestLog, Served
 from meritorder.testing.upstream.playbook import Playbook
 from meritorder.testing.upstream.provider import MAX_BODY_BYTES, SimulatedProvider
 from meritorder.testing.upstream.script import Script
@@ -105,6 +105,15 @@ class ScriptedUpstream:
     def requests(self) -> tuple[ReceivedRequest, ...]:
         """What was received on the provider's endpoints, oldest first; running ones change later."""
         return self._log.requests
+
+    @property
+    def served(self) -> Mapping[str, Served]:
+        """What each model has to be paid for since the start or `clear_requests`, by its name, ended requests only.
+
+        An answer: its usage. A stream that broke after a token: the prompt, and the tokens that were sent. A client that
+        left before a token: the prompt. An error, or an answer that it broke off before a token: nothing.
+        """
+        return self._log.served
 
     def clear_requests(self) -> None:
         """Forget what was received."""
