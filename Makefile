@@ -15,10 +15,10 @@ CODE := serving operator loadtest tools tests
 # Merit Order's own, which a client of it may have in that variable, is none of OpenAI's.
 HOSTED ?= $(if $(filter-out mo-%,$(OPENAI_API_KEY)),examples/hosted/openai.yaml)
 
-.PHONY: help setup setup-run run test unit e2e lint fmt model clean
+.PHONY: help setup setup-run run test unit e2e bench-dispatch eval-spillover lint fmt model clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install everything that development needs: uv, the locked environment, libnuma1.
 	@tools/setup.sh dev
@@ -38,6 +38,12 @@ unit: setup ## Run only the fast tests.
 
 e2e: setup ## Run only the tests on a whole platform.
 	@$(BIN)/pytest -m e2e
+
+bench-dispatch: setup ## Measure the CPU time that a request costs in the ingress; a minute.
+	@$(BIN)/python -m meritorder_loadtest.bench_dispatch
+
+eval-spillover: setup ## Measure what spills over to the hosted API, on a platform of its own; three minutes.
+	@$(BIN)/python -m meritorder_loadtest.eval_spillover
 
 # Ordered from what fails fastest. `uv lock --check` asks whether uv.lock still follows from pyproject.toml.
 lint: setup ## Check style, types, the direction of imports, the layout and the lock file.

@@ -4,19 +4,20 @@
 
 The real dispatcher runs, with real keys, leases and usage records on SQLite; only the backend is none: its answer is
 there at once and complete, so that all that is measured is ours. HTTP, the parsing of the body, and the bytes of an
-answer on their way are not in it. Requests come in bursts at a bounded rate, as the background work of a process that
-is busy and not overrun belongs to the picture: it is not in the figures of a request, and has a line of its own.
+answer on their way are not in it. What the exchange of leases and the storing of records take in the background is not
+in the figures of a request either, and has a line of its own.
 
 The last line is {"cpu_us_p50": ..., "cpu_us_p99": ...}, in microseconds of the thread that serves requests.
 """
 
 import asyncio
+import contextlib
 import gc
 import json
-import logging
 import os
-import sys
+import random
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -48,17 +49,16 @@ from meritorder.core.request import InferenceRequest
 from meritorder.core.status import ApplicationStatus, Phase
 from meritorder.core.usage import Usage, UsageRecord
 from meritorder.ingress.admission import Admission, Ticket
-from meritorder.ingress.attempts import Attempts
 from meritorder.ingress.auth import Authenticator
 from meritorder.ingress.dispatch import Dispatcher, Ledger
-from meritorder.ingress.leasing import LeaseAgent
+from meritorder.ingress.leasing import LeaseAgent, Pace
 from meritorder.ingress.planning import Planner
 from meritorder.ingress.tally import Tally
 from meritorder.ingress.world import World
 from meritorder.ledger.database import open_database
 from meritorder.ledger.keys import KeyLimits, KeyStore, load_secret
 from meritorder.ledger.usage import UsageLog
-from meritorder.telemetry.logs import JsonFormatter, log_request
+from meritorder.telemetry import logs
 from meritorder.telemetry.metrics import Metrics
 from meritorder.wire.openai import parse_request
 from meritorder_loadtest.figures import mean, quantile, table
@@ -66,8 +66,9 @@ from meritorder_loadtest.stopwatch import Lap, Stopwatch, clock_microseconds
 
 KEYS, TEAMS = 1000, 50
 SELF_RUN, HOSTED = 3, 7
-WARM_UP, MEASURED, BY_STEP = 3000, 10_000, 3000
-_BURST, _PAUSE_SECONDS = 50, 0.05
+WARM_UP, MEASURED, BY_STEP = 2000, 10_000, 3000
+_CLIENTS = 32
+_TURN = 100  # after so many requests the self-run models are full, and after as many they are not
 _PROMPTS = 100
 _WORD = "quota "  # six bytes, a token and a bit
 _PROMPT_BYTES = (200, 1500, 6000)
@@ -79,7 +80,9 @@ _GENERATIVE = Capabilities(frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLE
 class CannedAnswer:
     """A streamed answer that is there as a whole; of what dispatch asks an `Answer`, all."""
 
-    status, headers, limits, rejected = 200, {"content-type": "text/event-stream"}, {}, False
+    status, rejected = 200, False
+    headers: Mapping[str, str] = {"content-type": "text/event-stream"}
+    limits: Mapping[str, str] = {}
 
     def __init__(self, request: InferenceRequest) -> None:
         self.streamed = request.stream
@@ -99,7 +102,7 @@ class CannedAnswer:
 class NoBackend(BackendClient):
     """Opens nothing and has the answer."""
 
-    async def open(self, attempt: Attempt, request: InferenceRequest, seconds: float | None) -> Any:
+    async def open(self, attempt: Attempt, request: InferenceRequest, seconds: float | None = None) -> Any:
         return CannedAnswer(request)
 
 
@@ -127,7 +130,7 @@ class Intrusions:
         setattr(os, name, watched)
 
     def _note(self, what: str) -> None:
-        mine = _thread_id() == self.thread
+        mine = threading.get_ident() == self.thread
         self.counts[f"{what}, in the serving thread" if mine else f"{what}, elsewhere"] += 1
 
     @property
@@ -258,14 +261,15 @@ async def ingress(folder: Path) -> AsyncIterator[Ingress]:
         usage = UsageLog(engine, folder / "spool", "benchmark")
         stack.callback(usage.close)
         agent = await stack.enter_async_context(
-            LeaseAgent(engine, "benchmark", all_stored=lambda: usage.waiting == 0)
+            # However busy the machine is, nobody is to be refused.
+            LeaseAgent(engine, "benchmark", Pace(patience=10.0), all_stored=lambda: usage.waiting == 0)
         )
 
-        # The methods are looked up at each call, so that they can be watched later.
         def end(record: UsageRecord) -> None:
             usage.end(record)
-            log_request(record)
+            logs.log_request(record)
 
+        # The methods are looked up at each call, so that they can be watched later.
         ledger = Ledger(lambda record: usage.begin(record), end, lambda: usage.full)
         dispatcher = Dispatcher(world, Planner(world), Admission(agent), NoBackend(Timeouts()), ledger, metrics)
         yield Ingress(world, Authenticator(store), dispatcher, usage, engine, keys)
@@ -281,12 +285,16 @@ async def one_request(ingress: Ingress, authorization: str, request: InferenceRe
 
 
 async def run(ingress: Ingress, asked: Sequence[InferenceRequest], count: int, saturation: Saturation) -> Run:
-    """Send `count` requests with the keys in turn, in bursts, in half of which the self-run models are full."""
+    """Send `count` requests; during half of them the self-run models are full.
+
+    Some keys are used much and most of them little: the n-th as often as 1/n, which is how such things are shared out.
+    """
     made = Run()
+    holders = random.Random(1).choices(ingress.keys, [1 / rank for rank in range(1, KEYS + 1)], k=count)
 
     async def one(number: int) -> None:
         lap = Lap()
-        authorization = f"Bearer {ingress.keys[number % KEYS]}"
+        authorization = f"Bearer {holders[number]}"
         try:
             headers = await lap.measure(one_request(ingress, authorization, asked[number % len(asked)]))
         except RequestError as error:
@@ -296,68 +304,87 @@ async def run(ingress: Ingress, asked: Sequence[InferenceRequest], count: int, s
         made.waited += lap.suspended > 0
         made.backends[headers["x-meritorder-backend"]] += 1
 
-    for start in range(0, count, _BURST):
-        await asyncio.sleep(_PAUSE_SECONDS)
-        saturation.turn()
-        await asyncio.gather(*(one(number) for number in range(start, min(count, start + _BURST))))
+    numbers = iter(range(count))
+
+    async def client() -> None:
+        for number in numbers:
+            if number % _TURN == 0:
+                saturation.turn()
+            await one(number)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(client() for _ in range(_CLIENTS)))
     return made
 
 
-def watch_steps(watch: Stopwatch) -> None:
-    """The steps of a request, and the parts of some of them."""
-    watch.watch(Authenticator, "caller", "auth")
-    watch.watch(Planner, "route", "route")
-    watch.watch_coroutine(Admission, "admit", "admit")
-    watch.watch_coroutine(Dispatcher, "_plan", "plan and reserve")
-    watch.watch(Planner, "plan", "  of which ranking")
-    watch.watch_coroutine(Dispatcher, "_attempt", "attempt, without the backend")
-    watch.watch(World, "occupy", "  of which occupy")
-    watch.watch(World, "opened", "  of which opened")
-    watch.watch(Metrics, "attempted", "  of which metrics")
-    watch.watch(Dispatcher, "_begin", "begin the record")
-    watch.watch(UsageLog, "begin", "  of which spool (begin)")
-    watch.watch(Ticket, "headers", "response headers")
-    watch.watch(Tally, "explanation", "explanation in the stream")
-    watch.watch(World, "completed", "take note of the answer")
-    watch.watch(World, "vacate", "leave the backend")
-    watch.watch(Dispatcher, "_settle", "settle")
-    watch.watch(Ticket, "settle", "  of which ticket")
-    watch.watch(UsageLog, "end", "  of which spool (end)")
-    watch.watch(Metrics, "settled", "  of which metrics (settled)")
+STEPS: dict[str, tuple[tuple[Any, str, str], ...]] = {
+    "auth": ((Authenticator, "caller", ""),),
+    "find the route": ((Planner, "route", ""),),
+    "admit": ((Admission, "admit", ""),),
+    "plan and reserve": ((Dispatcher, "_plan", ""), (Planner, "plan", "ranking")),
+    "attempt, without the backend": (
+        (Dispatcher, "_attempt", ""), (World, "occupy", "occupy"), (World, "opened", "take note of the beginning"),
+        (Metrics, "attempted", "metrics"),
+    ),
+    "begin the record": ((Dispatcher, "_begin", ""), (UsageLog, "begin", "spool")),
+    "response headers": ((Ticket, "headers", ""),),
+    "explanation in the stream": ((Tally, "explanation", ""),),
+    "take note of the answer": ((World, "completed", ""),),
+    "leave the backend": ((World, "vacate", ""),),
+    "settle": (
+        (Dispatcher, "_settle", ""), (Ticket, "settle", "ticket"), (UsageLog, "end", "spool"),
+        (Metrics, "settled", "metrics"), (logs, "log_request", "log"),
+    ),
+}  # fmt: skip
+"""Of each step, the method, and those of its parts that have a line of their own."""
+
+ACCOUNTING = ("auth", "find the route", "admit", "plan and reserve", "begin the record", "settle")
+TELEMETRY = ("settle: metrics", "settle: log")
 
 
-def _thread_id() -> int:
-    import threading
+def watch_steps() -> Stopwatch:
+    watch = Stopwatch()
+    for step, parts in STEPS.items():
+        for target, method, part in parts:
+            watch.watch(target, method, f"{step}: {part}" if part else step)
+    return watch
 
-    return threading.get_ident()
+
+def step_rows(watch: Stopwatch, requests: int, clock: float) -> list[tuple[str, str]]:
+    """The mean of each step and part, and of what only decides and accounts, without what each measurement costs."""
+    means = {name: spent / requests for name, spent in watch.spent.items()}
+    rows = []
+    for step, parts in STEPS.items():
+        names = [f"{step}: {part}" for _, _, part in parts if part]
+        means[step] -= clock * (1 + 2 * len(names))  # both looks at the clock for a part are in its step, too
+        rows.append((step, f"{means[step]:.1f}"))
+        for name in names:
+            means[name] -= clock
+            rows.append((f"  of which {name.removeprefix(f'{step}: ')}", f"{means[name]:.1f}"))
+    alone = sum(means[step] for step in ACCOUNTING) - sum(means[part] for part in TELEMETRY)
+    return [*rows, ("auth, admission, planning and settling, without log and metrics", f"{alone:.1f}")]
 
 
-async def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="mo-bench-") as folder, open(os.devnull, "w") as null:
-        handler = logging.StreamHandler(null)
-        handler.setFormatter(JsonFormatter())
-        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-        async with ingress(Path(folder)) as parts:
-            await measure(parts)
+async def main(folder: Path) -> None:
+    async with ingress(folder) as parts:
+        await measure(parts)
 
 
 async def measure(parts: Ingress) -> None:
     asked, saturation = requests(), Saturation(parts.world)
     teach(parts.world, asked)
-    warm = await run(parts, asked, WARM_UP, saturation)
-    print("warm", quantile(warm.laps,.5), warm.waited, warm.refused)
-    intrusions = Intrusions(_thread_id())
+    await run(parts, asked, WARM_UP, saturation)
+    intrusions = Intrusions(threading.get_ident())
     intrusions.watch(parts.engine)
-    gc.collect()
+    gc.collect()  # as the ingress does when it has started
+    gc.freeze()
     process, wall = time.process_time(), time.monotonic()
     made = await run(parts, asked, MEASURED, saturation)
     process, wall = time.process_time() - process, time.monotonic() - wall
-    watch = Stopwatch()
-    watch_steps(watch)
+    watch = watch_steps()
     stepped = await run(parts, asked, BY_STEP, saturation)
-    clock = clock_microseconds()
-    rows = [(name, f"{spent / BY_STEP:.1f}") for name, spent in watch.spent.items()]
-    print(f"By step, microseconds of CPU, means of {BY_STEP} requests; each has a clock's {clock:.1f} us in it:\n")
+    rows = step_rows(watch, BY_STEP, clock_microseconds())
+    print(f"By step, microseconds of CPU, means of {BY_STEP} requests:\n")
     print(table(("step", "us"), rows))
     print(f"\nWith the watches, the whole was {mean(stepped.laps):.1f} us; without them, over {MEASURED} requests:\n")
     print(table(("", "us"), [
@@ -377,4 +404,7 @@ async def measure(parts: Ingress) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    with tempfile.TemporaryDirectory(prefix="mo-bench-") as temporary, open(os.devnull, "w") as null:
+        with contextlib.redirect_stderr(null):
+            logs.configure()  # a line is written for each request, to where it disturbs nobody
+        asyncio.run(main(Path(temporary)))

@@ -25,9 +25,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
 
     def line(row: Sequence[str]) -> str:
-        first, *others = (
-            cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "  ".join((first, *others)).rstrip()
+        first, *others = zip(row, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
 
     return "\n".join((line(cells[0]), "  ".join("-" * width for width in widths), *(line(row) for row in cells[1:])))

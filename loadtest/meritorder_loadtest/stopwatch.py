@@ -5,6 +5,7 @@ the clock of a thread is a system call, so every measurement has some of its tim
 """
 
 import functools
+import inspect
 import time
 import types
 from collections import defaultdict
@@ -49,17 +50,17 @@ class Lap:
 
 
 class Stopwatch:
-    """The time of methods by name. What is measured inside of what is measured counts for both.
-
-    `watch` and `watch_coroutine` replace methods of classes, for good: a program that measures does nothing else.
-    """
+    """The time of methods and functions by name. What is measured inside of what is measured counts for both."""
 
     def __init__(self) -> None:
         self.spent: defaultdict[str, float] = defaultdict(float)
 
-    def watch(self, target: type, method: str, name: str) -> None:
-        """Measure a plain method from now on."""
-        inner = getattr(target, method)
+    def watch(self, target: Any, attribute: str, name: str) -> None:
+        """Measure `attribute` of a class or module, a coroutine or not, from now on.
+
+        It is replaced for good: a program that measures does nothing else.
+        """
+        inner = getattr(target, attribute)
 
         @functools.wraps(inner)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -69,14 +70,8 @@ class Stopwatch:
             finally:
                 self.spent[name] += (time.thread_time_ns() - began) / 1000
 
-        setattr(target, method, timed)
-
-    def watch_coroutine(self, target: type, method: str, name: str) -> None:
-        """The same of a method that is a coroutine."""
-        inner = getattr(target, method)
-
         @functools.wraps(inner)
-        async def timed(*args: Any, **kwargs: Any) -> Any:
+        async def timed_coroutine(*args: Any, **kwargs: Any) -> Any:
             lap = Lap()
             work: Awaitable[Any] = lap.measure(inner(*args, **kwargs))
             try:
@@ -84,7 +79,7 @@ class Stopwatch:
             finally:
                 self.spent[name] += lap.microseconds
 
-        setattr(target, method, timed)
+        setattr(target, attribute, timed_coroutine if inspect.iscoroutinefunction(inner) else timed)
 
 
 def clock_microseconds() -> float:

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ spec:
   models:
     - {name: chat, upstreamName: sim-first, price: {input: 1, output: 2}}
     - {name: embedding, upstreamName: sim-first, price: {input: 1, output: 0}, capabilities: {endpoints: [embeddings]}}
+    - {name: patient-one, upstreamName: sim-first, price: {input: 1, output: 2}}
+    - {name: patient-two, upstreamName: sim-first, price: {input: 10, output: 20}}
 ---
 apiVersion: meritorder.dev/v1alpha1
 kind: Provider
@@ -92,6 +95,21 @@ metadata: {name: raw-first}
 spec: {candidates: [{provider: raw/chat}, {provider: second/chat}]}
 ---
 apiVersion: meritorder.dev/v1alpha1
+kind: Route
+metadata: {name: once} # what fails stays failed
+spec: {candidates: [{provider: first/chat}, {provider: second/chat}], retries: 0}
+---
+apiVersion: meritorder.dev/v1alpha1
+kind: Route
+metadata: {name: raw-once}
+spec: {candidates: [{provider: raw/chat}], retries: 0}
+---
+apiVersion: meritorder.dev/v1alpha1
+kind: Route
+metadata: {name: patient}
+spec: {candidates: [{provider: first/patient-one}, {provider: first/patient-two}]}
+---
+apiVersion: meritorder.dev/v1alpha1
 kind: Team
 metadata: {name: demo}
 ---
@@ -100,6 +118,10 @@ kind: Team
 metadata: {name: narrow}
 spec: {routes: [assistant]}
 """
+
+BACKENDS = ("first/chat", "second/chat", "small/chat", "raw/chat")
+ANSWERS_BEFORE_A_TEST = 2
+"""One failure per test must not become half of all results, which opens a circuit."""
 
 BROKEN = ApplicationStatus("model-broken", Phase.FAILED, None, "the weights are not at hf://org/broken")
 
@@ -368,12 +390,16 @@ async def upstreams(everything: Upstreams) -> AsyncIterator[Upstreams]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def ingress(shared_ingress: Ingress, upstreams: Upstreams) -> AsyncIterator[Ingress]:
-    """The shared ingress, which remembers no failure of an earlier test."""
+    """The shared ingress, which remembers no failure of an earlier test.
+
+    Every backend answers: that closes its circuit, and ends the time for which it asked to be left alone. A test whose
+    backend asks for seconds needs backends of its own, as `patient-one` and `patient-two` are.
+    """
     upstreams.raw.reset(whole(b'{"choices":[]}'))
     async with shared_ingress.session() as http:
-        for model in ("first/chat", "second/chat", "small/chat", "raw/chat"):
-            async with http.post("/v1/chat/completions", json=chat(model)) as response:
-                assert response.status == 200, await response.text()
+        for model in BACKENDS:
+            for _ in range(ANSWERS_BEFORE_A_TEST):
+                await eventually(partial(_answers, http, model))
     upstreams.reset()
     yield shared_ingress
 
@@ -388,6 +414,12 @@ async def http(ingress: Ingress) -> AsyncIterator[aiohttp.ClientSession]:
 async def openai(ingress: Ingress) -> AsyncIterator[AsyncOpenAI]:
     async with ingress.openai() as client:
         yield client
+
+
+async def _answers(http: aiohttp.ClientSession, model: str) -> bool:
+    async with http.post("/v1/chat/completions", json=chat(model)) as response:
+        await response.read()
+        return response.status == 200
 
 
 def chat(model: str = "assistant", **fields: Any) -> dict[str, Any]:

@@ -237,6 +237,10 @@ class TestAStop:
                 assert response.status == 503
                 assert (await response.json())["error"]["code"] == "shutting_down"
         assert await stopping.ended() == 0
+        [record] = stopping.records([response.headers["x-request-id"]])
+        assert (record.outcome, record.status, record.backend) == (Outcome.FAILED, 503, "first/chat")
+        assert record.usage.estimated
+        assert record.cost > 0
 
     async def test_a_request_that_has_not_come_whole_is_told_and_does_not_hold_it_up(self, stopping: Ingress) -> None:
         async with half_a_request(stopping) as (reader, _):
@@ -312,10 +316,10 @@ class TestSecrecy:
                     for key in (stopping.keys["demo"], "mo-wrong-key-of-somebody"):
                         headers = {"authorization": f"Bearer {key}", "x-secret": header}
                         async with http.post("/v1/chat/completions", json=body, headers=headers) as response:
-                            said += await response.text()
+                            said += await response.text() + str(response.headers)
             said += await text_of(http, "/metrics") + await text_of(http, "/readyz")
         await stopping.stop()
-        assert '"message": "request"' in stopping.log
+        assert "request" in [json.loads(line)["message"] for line in stopping.log.splitlines()]
         addresses = [url.removeprefix("http://") for url in upstreams.endpoints.values()]
         secrets = [PROVIDER_KEY, stopping.keys["demo"], "mo-wrong-key-of-somebody", prompt, header, *addresses]
         assert [secret for secret in secrets if secret in said + stopping.log] == []

@@ -11,9 +11,10 @@ import pytest
 from openai import AsyncOpenAI
 from tests.dataplane.conftest import CLOSE, WAIT, Ingress, RawBackend, Upstreams, chat, eventually, whole
 
+from meritorder.core.tokens import estimated_tokens
 from meritorder.core.usage import Outcome
 from meritorder.ledger.keys import KeyStore
-from meritorder.testing.upstream import Behaviour, Script
+from meritorder.testing.upstream import Behaviour, Rule, Script
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -54,7 +55,7 @@ class TestEndpoints:
         assert (record.usage.input_tokens, record.usage.output_tokens) == (answer.usage.prompt_tokens, 0)
         assert not record.usage.estimated
 
-    @pytest.mark.parametrize("usage", [b"", b',"usage":{}', b',"usage":{"input_tokens":9,"output_tokens":500}'])
+    @pytest.mark.parametrize("usage", [b"", b',"usage":{}', b',"usage":{"input_tokens":9}'])
     async def test_an_answer_whose_usage_cannot_be_read_is_not_free(
         self, http: aiohttp.ClientSession, upstreams: Upstreams, ingress: Ingress, usage: bytes
     ) -> None:
@@ -63,8 +64,27 @@ class TestEndpoints:
         async with http.post("/v1/chat/completions", json=chat("raw/chat")) as response:
             record = await ingress.record(response.headers["x-request-id"])
         assert record.usage.estimated
-        assert record.usage.output_tokens == len(body) // 4
+        assert record.usage.output_tokens == estimated_tokens(len(body))
         assert record.cost > Decimal("0.001")
+
+    async def test_what_a_whole_answer_cost_is_in_its_headers_and_the_same_in_the_ledger(
+        self, http: aiohttp.ClientSession, ingress: Ingress
+    ) -> None:
+        async with http.post("/v1/chat/completions", json=chat(max_tokens=3)) as response:
+            usage = (await response.json())["usage"]
+            cost = Decimal(response.headers["x-meritorder-cost-usd"])
+            record = await ingress.record(response.headers["x-request-id"])
+        assert cost == record.cost == Decimal(usage["prompt_tokens"] + 2 * 3) / 10**6
+        assert response.headers["x-meritorder-attempts"] == "1"
+
+    async def test_what_a_stream_costs_is_not_known_when_its_headers_go(self, http: aiohttp.ClientSession) -> None:
+        async with http.post("/v1/chat/completions", json=chat(stream=True)) as response:
+            assert response.headers["x-meritorder-backend"] == "first/chat"
+            assert "x-meritorder-cost-usd" not in response.headers
+
+    async def test_a_request_that_nothing_limits_is_told_of_no_limits(self, http: aiohttp.ClientSession) -> None:
+        async with http.post("/v1/chat/completions", json=chat()) as response:
+            assert not [name for name in response.headers if name.lower().startswith("x-ratelimit-")]
 
     async def test_the_record_names_the_key(self, http: aiohttp.ClientSession, ingress: Ingress) -> None:
         async with http.post("/v1/chat/completions", json=chat()) as response:
@@ -76,8 +96,9 @@ class TestEndpoints:
     async def test_models_are_the_routes_and_each_backend_by_its_own_name(self, openai: AsyncOpenAI) -> None:
         models = [model.id async for model in openai.models.list()]
         assert models == [
-            *("assistant", "spilling", "raw-first"),
-            *("broken", "first/chat", "first/embedding", "second/chat", "small/chat", "raw/chat"),
+            *("assistant", "spilling", "raw-first", "once", "raw-once", "patient"),
+            *("broken", "first/chat", "first/embedding", "first/patient-one", "first/patient-two"),
+            *("second/chat", "small/chat", "raw/chat"),
         ]
 
     async def test_unknown_fields_survive_in_a_whole_answer(
@@ -176,10 +197,30 @@ class TestTheWayThroughARoute:
         self, http: aiohttp.ClientSession, upstreams: Upstreams
     ) -> None:
         upstreams.first.set_script(Script.always(Behaviour(status=503)))
-        for expected in (1, 2):
+        for expected in (2, 4):  # each request tries again once, after a pause
             async with http.post("/v1/chat/completions", json=chat("first/chat")) as response:
                 assert response.status == 502
             assert len(upstreams.first.requests) == expected
+
+    async def test_all_are_gone_through_again_where_they_failed_for_reasons_that_pass(
+        self, http: aiohttp.ClientSession, upstreams: Upstreams
+    ) -> None:
+        upstreams.first.set_script(Script(rules=[Rule(times=1, behaviour=Behaviour(status=500))]))
+        upstreams.second.set_script(Script.always(Behaviour(refuse_connection=True)))
+        async with http.post("/v1/chat/completions", json=chat()) as response:
+            assert response.status == 200
+            assert response.headers["x-meritorder-backend"] == "first/chat"
+            assert response.headers["x-meritorder-attempts"] == "3"
+        assert (len(upstreams.first.requests), len(upstreams.second.requests)) == (2, 1)
+
+    async def test_and_not_where_they_do_not(self, http: aiohttp.ClientSession, upstreams: Upstreams) -> None:
+        for upstream in (upstreams.first, upstreams.second):
+            upstream.set_script(Script.always(Behaviour(status=401)))
+        async with http.post("/v1/chat/completions", json=chat()) as response:
+            assert response.status == 502
+            said = (await response.json())["error"]["message"]
+        assert "Ask those who run this platform" in said
+        assert (len(upstreams.first.requests), len(upstreams.second.requests)) == (1, 1)
 
     async def test_one_that_breaks_every_stream_is_spared_too(
         self, http: aiohttp.ClientSession, upstreams: Upstreams
@@ -235,7 +276,7 @@ class TestConnectionsToBackends:
         upstreams.raw.reset((CLOSE,))
         await backend_of(http, "raw-first")  # whatever connection there was is now used up
         upstreams.raw.reset((CLOSE,))
-        async with http.post("/v1/chat/completions", json=chat("raw/chat")) as response:
+        async with http.post("/v1/chat/completions", json=chat("raw-once")) as response:
             assert response.status == 502
         assert len(upstreams.raw.bodies) == 1
 
@@ -262,7 +303,9 @@ class TestMetrics:
         async with http.post("/v1/chat/completions", json={}):
             pass
         after = await metrics(http)
-        served = 'backend="raw/chat",endpoint="chat/completions",outcome="completed",route="raw/chat",team="demo"'
+        served = (
+            'arm="",backend="raw/chat",endpoint="chat/completions",outcome="completed",route="raw/chat",team="demo"'
+        )
         assert (
             grown(before, after)
             >= {
@@ -274,6 +317,18 @@ class TestMetrics:
                 'meritorder_errors_total{code="missing_field"}': 1.0,
             }.items()
         )
+
+    async def test_the_state_of_each_circuit(self, http: aiohttp.ClientSession, upstreams: Upstreams) -> None:
+        def states(of: dict[str, float]) -> list[float]:
+            names = [
+                f'meritorder_circuit_state{{backend="first/chat",state="{state}"}}' for state in ("closed", "open")
+            ]
+            return [of[name] for name in names]
+
+        assert states(await metrics(http)) == [1.0, 0.0]
+        upstreams.first.set_script(Script.always(Behaviour(status=503)))
+        await backend_of(http)
+        assert states(await metrics(http)) == [0.0, 1.0]
 
     async def test_requests_in_flight(self, http: aiohttp.ClientSession, upstreams: Upstreams) -> None:
         upstreams.first.set_script(Script.always(Behaviour(hang=True)))

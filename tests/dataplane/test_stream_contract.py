@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,9 @@ from tests.dataplane.conftest import (
     whole,
 )
 
-from meritorder.core.usage import Outcome
-from meritorder.testing.upstream import Behaviour, ReceivedRequest, Script
+from meritorder.core.tokens import estimated_tokens
+from meritorder.core.usage import Outcome, Usage
+from meritorder.testing.upstream import Behaviour, ReceivedRequest, Rule, Script
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -114,22 +116,40 @@ class TestBeforeTheFirstTokenAnotherBackendMayAnswer:
         upstreams.first.set_script(Script.always(Behaviour(status=500)))
         upstreams.second.set_script(Script.always(Behaviour(refuse_connection=True)))
         with pytest.raises(sdk.InternalServerError) as caught:
-            await openai.chat.completions.create(**chat(stream=True))
+            await openai.chat.completions.create(**chat("once", stream=True))
         assert caught.value.status_code == 502
         assert caught.value.code == "backends_failed"
         assert "'first/chat' failed (HTTP 500); 'second/chat' is not available (HTTP 502)" in str(caught.value)
         record = await ingress.record(caught.value.request_id or "")
         assert (record.outcome, record.status, record.attempts) == (Outcome.FAILED, 502, 2)
-        assert record.backend is None
+        assert (record.backend, record.charges) == (None, ())
 
-    async def test_where_all_are_busy_the_client_is_told_when_to_come_back(
-        self, openai: AsyncOpenAI, upstreams: Upstreams
+    async def test_where_all_failed_for_a_reason_that_passes_they_are_gone_through_again(
+        self, http: aiohttp.ClientSession, upstreams: Upstreams, ingress: Ingress
     ) -> None:
-        upstreams.first.set_script(Script.always(Behaviour(status=429, headers={"retry-after": "7"})))
-        upstreams.second.set_script(Script.always(Behaviour(status=429, headers={"retry-after": "3"})))
-        with pytest.raises(sdk.RateLimitError) as caught:
-            await openai.chat.completions.create(**chat(stream=True))
-        assert caught.value.response.headers["retry-after"] == "3"
+        for upstream in (upstreams.first, upstreams.second):
+            upstream.set_script(Script(rules=[Rule(times=1, behaviour=Behaviour(status=500))]))
+        response, body = await stream(http, "assistant")
+        assert response.headers["x-meritorder-backend"] == "first/chat"
+        assert response.headers["x-meritorder-attempts"] == "3"
+        assert body.endswith(DONE)
+        record = await ingress.record(response.headers["x-request-id"])
+        assert (record.outcome, record.attempts, len(record.charges)) == (Outcome.COMPLETED, 3, 1)
+
+    async def test_where_all_are_busy_the_client_is_told_when_to_come_back_and_they_are_left_alone_until_then(
+        self, openai: AsyncOpenAI, upstreams: Upstreams, ingress: Ingress
+    ) -> None:
+        busy = [Behaviour(status=429, headers={"retry-after": seconds}) for seconds in ("700", "300")]
+        upstreams.first.set_script(Script(rules=[Rule(times=1, behaviour=one) for one in busy]))
+        for attempts in (2, 0):
+            with pytest.raises(sdk.RateLimitError) as caught:
+                await openai.chat.completions.create(**chat("patient", stream=True))
+            assert caught.value.code == "backends_busy"
+            assert 290 < int(caught.value.response.headers["retry-after"]) <= 300, "when the first is back"
+            record = await ingress.record(caught.value.request_id or "")
+            assert (record.outcome, record.status, record.attempts) == (Outcome.FAILED, 429, attempts)
+            assert (record.backend, record.charges) == (None, ())
+        assert len(upstreams.first.requests) == 2
 
     async def test_the_ledger_names_the_backend_that_answered(
         self, http: aiohttp.ClientSession, upstreams: Upstreams, ingress: Ingress
@@ -150,6 +170,12 @@ BREAKS = [
     pytest.param((TOKEN, b"data: {nonsense\n\n"), "sent what is no event with JSON", id="an event is malformed"),
     pytest.param((TOKEN, b"<html>\n\n"), "sent what is no event with JSON", id="there is HTML in between"),
 ]
+
+
+def usage_in(body: bytes) -> dict[str, Any]:
+    """The usage in the event before the last one."""
+    usage: dict[str, Any] = json.loads(body.split(b"\n\n")[-3].removeprefix(b"data: "))["usage"]
+    return usage
 
 
 class TestAfterTheFirstTokenTheAnswerStaysWithItsBackend:
@@ -259,9 +285,48 @@ class TestTheUsageEventComesToWhoAsksForIt:
     ) -> None:
         upstreams.raw.reset(streamed(TOKEN, USAGE, DONE))
         response, body = await stream(http, "raw/chat", **fields)
-        assert body == TOKEN + (USAGE if expected else b"") + DONE
+        assert body.startswith(TOKEN)
+        assert body.endswith(DONE)
+        assert (b'"usage"' in body) == expected
+        assert body.count(b"data: ") == (3 if expected else 2)
         record = await ingress.record(response.headers["x-request-id"])
         assert (record.usage.input_tokens, record.usage.output_tokens, record.usage.estimated) == (3, 1, False)
+
+    async def test_it_tells_who_answered_and_what_it_cost(
+        self, http: aiohttp.ClientSession, upstreams: Upstreams, ingress: Ingress
+    ) -> None:
+        upstreams.first.set_script(Script.always(Behaviour(status=500)))
+        response, body = await stream(http, "assistant", stream_options={"include_usage": True})
+        record = await ingress.record(response.headers["x-request-id"])
+        usage = usage_in(body)
+        assert usage.pop("meritorder") == {
+            "request_id": response.headers["x-request-id"],
+            "backend": "second/chat",
+            "attempts": 2,
+            "cost_usd": format(record.cost, "f"),
+        }
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (
+            record.usage.input_tokens,
+            record.usage.output_tokens,
+        )
+        assert record.cost == Decimal(10 * record.usage.input_tokens + 20 * record.usage.output_tokens) / 10**6
+
+    async def test_all_else_in_it_stays_as_it_was(self, http: aiohttp.ClientSession, upstreams: Upstreams) -> None:
+        odd = b'{ "x_new":1.50 ,"choices": [ ],"usage":{"prompt_tokens":3,"completion_tokens":1,"x_cost": 1e-3}}'
+        upstreams.raw.reset(streamed(TOKEN, b"data: " + odd + b"\n\n", DONE))
+        _, body = await stream(http, "raw/chat", stream_options={"include_usage": True})
+        assert b'"x_new":1.50' in body
+        assert b'"x_cost":1e-3' in body
+        told = usage_in(body)
+        assert told.pop("meritorder")["cost_usd"] == "0.000005"
+        assert told == {"prompt_tokens": 3, "completion_tokens": 1, "x_cost": 1e-3}
+
+    async def test_the_sdk_reads_it(self, openai: AsyncOpenAI) -> None:
+        events = await openai.chat.completions.create(**chat(stream=True, stream_options={"include_usage": True}))
+        [usage] = [event.usage async for event in events if event.usage]
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+        assert usage.model_extra is not None
+        assert usage.model_extra["meritorder"]["backend"] == "first/chat"
 
     async def test_the_backend_is_always_asked(self, http: aiohttp.ClientSession, upstreams: Upstreams) -> None:
         upstreams.raw.reset(streamed(TOKEN, DONE))
@@ -338,8 +403,10 @@ class TestAClientThatLeavesStopsTheBackend:
             await upstreams.first.wait_until(lambda requests: requests and requests[0].body)
         await upstreams.first.wait_until(lambda requests: requests[0].outcome == "client_disconnected", 1.0)
         record = await ingress.record(request_id)
-        assert (record.outcome, record.status, record.backend) == (Outcome.DISCONNECTED, 499, None)
+        assert (record.outcome, record.status, record.backend) == (Outcome.DISCONNECTED, 499, "first/chat")
         assert record.time_to_first_token is None
+        assert record.usage == Usage(estimated_tokens(len("hello")), 0, estimated=True), "it had the prompt"
+        assert record.cost == Decimal(record.usage.input_tokens) / 10**6
 
     async def test_in_the_second_attempt(
         self, http: aiohttp.ClientSession, upstreams: Upstreams, ingress: Ingress
@@ -351,6 +418,7 @@ class TestAClientThatLeavesStopsTheBackend:
         await upstreams.second.wait_until(lambda requests: requests[0].outcome == "client_disconnected", 1.0)
         record = await ingress.record("leaves-second")
         assert (record.outcome, record.status, record.attempts) == (Outcome.DISCONNECTED, 499, 2)
+        assert [charge.backend for charge in record.charges] == ["second/chat"], "what answers 500 charges nothing"
 
     async def test_in_mid_stream(self, http: aiohttp.ClientSession, upstreams: Upstreams, ingress: Ingress) -> None:
         upstreams.first.set_script(Script.always(Behaviour(fail_after_chunks=4, fail_mode="stall")))

@@ -1,11 +1,15 @@
 """The reference says what the code does."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meritorder.core.catalog import Override
+from meritorder.core.plan import Rejection
+from meritorder.ingress.openapi import document
 from meritorder.manifests.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -46,3 +50,39 @@ def test_the_reference_has_every_field_and_every_choice(kind: str) -> None:
     assert spec - _in_code(section) == set()
     choices = {word for choice in _choices(schema["$defs"]) for word in re.findall(r"\w+", choice)}
     assert choices - _in_code(REFERENCE) == set()
+
+
+def test_each_promise_of_the_stream_contract_has_its_group_of_tests() -> None:
+    page = (ROOT / "docs/reference/stream-contract.md").read_text()
+    promises = [re.sub(r"\W", "", heading).lower() for heading in re.findall(r"(?m)^## (.*)$", page)]
+    tests = ast.parse((ROOT / "tests/dataplane/test_stream_contract.py").read_text())
+    groups = [node.name.removeprefix("Test").lower() for node in tests.body if isinstance(node, ast.ClassDef)]
+    assert groups == promises
+
+
+def test_the_page_on_routing_has_every_rejection_and_every_override() -> None:
+    words = _in_code((ROOT / "docs/reference/routing.md").read_text())
+    assert {rejection.value for rejection in Rejection} - words == set()
+    assert {override.value for override in Override} - words == set()
+
+
+def test_the_description_for_programs_has_every_rejection_and_every_override() -> None:
+    schemas = document()["components"]["schemas"]
+    described = schemas["RejectedCandidate"]["properties"]["rejection"]["enum"]
+    assert described == [rejection.value for rejection in Rejection]
+    assert list(schemas["Overrides"]["properties"]) == [override.value for override in Override]
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, anchor in LINK.findall(page.read_text()):
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.*)$", target.read_text())
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}

@@ -20,7 +20,14 @@ from meritorder.core.usage import Charge, Outcome, Usage, UsageRecord
 from meritorder.ledger.errors import StateError
 from meritorder.ledger.records import find, store
 from meritorder.ledger.schema import charges, requests, spend
-from meritorder.ledger.spool import SpoolReader, SpoolWriter, claim_abandoned, claim_new, encode
+from meritorder.ledger.spool import (
+    MOST_ENDED_ELSEWHERE,
+    SpoolReader,
+    SpoolWriter,
+    claim_abandoned,
+    claim_new,
+    encode,
+)
 
 RECORD = UsageRecord(
     id="rec",
@@ -119,6 +126,27 @@ def test_a_request_that_ended_elsewhere_is_not_taken_for_an_interrupted_one(tmp_
     reader.ended_elsewhere([ended(1)])
     reader.writer_ended = True
     assert reader.read() == [interrupted(2)]
+
+
+def test_nor_is_one_whose_end_is_known_before_its_beginning_is_read(tmp_path: Path) -> None:
+    write(tmp_path, [encode("begin", begun(1)), encode("begin", begun(1)), encode("begin", begun(2))], segment_bytes=1)
+    reader = SpoolReader(tmp_path)
+    reader.ended_elsewhere([ended(1)])
+    assert reader.read() == []
+    reader.writer_ended = True
+    assert reader.read() == [interrupted(2)]
+    assert segments(tmp_path) == ["00000003.jsonl"]
+
+
+def test_ends_whose_beginnings_were_never_written_are_not_kept_for_ever(tmp_path: Path) -> None:
+    write(tmp_path, [encode("end", ended(1))])
+    reader = SpoolReader(tmp_path)
+    reader.ended_elsewhere(begun(number) for number in range(MOST_ENDED_ELSEWHERE + 5))
+    assert reader.remembered == MOST_ENDED_ELSEWHERE
+    reader.read()
+    reader.settled()
+    assert reader.read() == []  # all that was there is read
+    assert reader.remembered == 0
 
 
 def test_what_was_known_last_counts_where_a_request_began_twice(tmp_path: Path) -> None:

@@ -127,6 +127,10 @@ class TestModel:
     ) -> None:
         assert model(folder, engineArgs=engine_args, capabilities=written).capabilities.tools is tools
 
+    def test_a_replica_serves_as_many_at_once_as_its_engine_decodes_together(self, folder: Path) -> None:
+        backend = model(folder, engineArgs={"max_num_seqs": 8}, scaling={"minReplicas": 3})
+        assert (backend.replica_concurrency, backend.concurrency) == (8, 24)
+
     def test_its_requests_are_free_and_its_replicas_are_not(self, folder: Path) -> None:
         backend = model(folder, replicaHourPrice=1.29)
         assert (backend.price, backend.replica_hour_price) == (FREE, Decimal("1.29"))

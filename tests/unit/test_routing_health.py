@@ -103,6 +103,17 @@ class TestResting:
         circuit.failure(12.5, sent=5.0)
         assert circuit.state(12.5) is HALF_OPEN
 
+    def test_what_was_sent_before_it_closed_says_nothing_when_it_ends_afterwards(self) -> None:
+        circuit = failed(3)
+        circuit.try_probe(2.0)
+        circuit.success(2.5, sent=2.0)
+        assert not any(circuit.failure(3.0, sent=1.0, certain=True) for _ in range(5))
+        assert circuit.state(3.0) is CLOSED
+        circuit.failure(3.0, sent=2.5)
+        circuit.failure(3.0, sent=2.5)
+        circuit.success(3.0, sent=1.0)  # nor does it end a row of failures
+        assert circuit.failure(3.0, sent=2.5)
+
 
 class TestProbe:
     def test_one_request_is_let_through_and_the_others_wait_for_its_result(self) -> None:
@@ -130,8 +141,14 @@ class TestProbe:
     def test_one_that_is_given_up_makes_way_for_the_next(self) -> None:
         circuit = failed(3)
         circuit.try_probe(2.0)
-        circuit.abandoned()
+        circuit.abandoned(sent=2.0)
         assert circuit.try_probe(2.1)
+
+    def test_another_that_is_given_up_does_not(self) -> None:
+        circuit = failed(3)
+        circuit.try_probe(2.0)
+        circuit.abandoned(sent=1.9)  # a last resort, or from before the outage
+        assert not circuit.try_probe(2.1)
 
     def test_one_that_nobody_hears_of_again_does_so_in_the_end(self) -> None:
         circuit = failed(3)
@@ -160,7 +177,7 @@ def test_it_always_comes_back(steps: list[tuple[float, str]]) -> None:
             case "probe":
                 circuit.try_probe(now)
             case _:
-                circuit.abandoned()
+                circuit.abandoned(sent=now - wait)
     assert (circuit.retry_after(now) or 0) <= 60
     assert circuit.closed_to(now + 361) is None
     assert circuit.try_probe(now + 361)

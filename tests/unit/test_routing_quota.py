@@ -90,6 +90,20 @@ class TestHeaders:
         quota.sent(100, NOW)
         assert wait(quota) == 60.0
 
+    def test_what_was_not_worked_on_is_left_again(self) -> None:
+        quota = told(x_ratelimit_remaining_requests="1", x_ratelimit_remaining_tokens="1000")
+        quota.sent(1000, NOW)
+        assert wait(quota) == 60.0
+        quota.unsent(1000, NOW)
+        assert wait(quota, tokens=1000) == 0.0
+
+    def test_but_not_where_the_provider_has_said_since_what_is_left(self) -> None:
+        quota = told(x_ratelimit_remaining_tokens="1000")
+        quota.sent(900, NOW)
+        quota.read({"x-ratelimit-remaining-tokens": "50"}, NOW + 1, MOMENT + 1)
+        quota.unsent(900, NOW)
+        assert wait(quota, tokens=51, now=NOW + 1) == 60.0
+
     def test_the_latest_headers_count(self) -> None:
         quota = told(x_ratelimit_remaining_requests="0")
         quota.read({"x-ratelimit-remaining-requests": "10"}, NOW + 1, MOMENT + 1)
@@ -149,6 +163,36 @@ class TestMinute:
         assert wait(quota, 5000, limits=limits) == 0.0
         quota.sent(1, NOW)
         assert wait(quota, 5000, limits=limits) > 0
+
+    def test_one_huge_request_that_is_refused_blocks_nobody(self) -> None:
+        quota, limits = Quota(), Limits(requests_per_minute=1, tokens_per_minute=1000)
+        quota.sent(5000, NOW)
+        quota.unsent(5000, NOW)
+        assert wait(quota, 1000, NOW, limits) == 0.0
+
+    def test_what_is_taken_back_is_that_request_and_no_other(self) -> None:
+        minute = MinuteWindow()
+        quota = Quota(minute)
+        quota.sent(10, NOW)
+        quota.sent(20, NOW + 50)
+        quota.unsent(10, NOW)
+        assert (minute.requests, minute.tokens) == (1, 20)
+        quota.sent(30, NOW + 70)  # by when it counts for nothing
+        quota.unsent(10, NOW)
+        assert (minute.requests, minute.tokens) == (2, 50)
+
+    @given(st.lists(st.tuples(st.floats(0, 40), st.integers(0, 500), st.floats(0, 90)), max_size=30))
+    def test_what_is_taken_back_twice_never_leaves_less_than_nothing(
+        self, steps: list[tuple[float, int, float]]
+    ) -> None:
+        minute, now = MinuteWindow(), NOW
+        quota = Quota(minute)
+        for pause, tokens, ago in steps:
+            now += pause
+            quota.sent(tokens, now)
+            quota.unsent(2 * tokens, now - ago)
+            assert minute.requests >= 0
+            assert minute.tokens >= 0
 
     def test_backends_of_one_account_share_it(self) -> None:
         minute = MinuteWindow()

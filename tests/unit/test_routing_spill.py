@@ -14,6 +14,7 @@ from meritorder.core.catalog import Backend, Candidate, Capabilities, Catalog, E
 from meritorder.core.pricing import FREE, Price
 from meritorder.core.request import InferenceRequest
 from meritorder.core.status import ApplicationStatus, Phase
+from meritorder.routing.filters import capacity
 from meritorder.routing.latency import Latency
 from meritorder.routing.plan import plan
 from meritorder.routing.shadow_price import ShadowPrice
@@ -39,20 +40,25 @@ class Platform:
     fullest: int = 0
     objective: Objective = field(default_factory=Objective)
     latencies: dict[str, Latency] = field(default_factory=dict)
+    running: int = 0
+    expected: float | None = None
 
     def arrive(self, now: float, *candidates: str, request: InferenceRequest = REQUEST) -> str:
         self.leave_until(now)
         catalog = Catalog({one.name: one for one in self.backends}, {}, {})
-        up = {one.application: ApplicationStatus(one.application, Phase.READY, "http://x") for one in self.backends}
+        up = {
+            one.application: ApplicationStatus(one.application, Phase.READY, "http://x", running_replicas=self.running)
+            for one in self.backends
+        }
         snapshot = Snapshot(catalog, up, self.in_flight, latencies=self.latencies, congestion={"own": self.price})
         route = Route("r", tuple(Candidate(name) for name in candidates or ("own", "peaker")), self.objective)
         first = plan(
             snapshot, route, request, key_id="k", headroom=None, budgeted=False, now=now, moment=0.0, draw=0.0
         ).attempts[0]  # fmt: skip
-        name = first.backend.name
+        name, self.expected = first.backend.name, first.ttft
         self.in_flight[name] += 1
         if name == "own":
-            self.price.observe(self.in_flight["own"], CAPACITY, now, first.saving)
+            self.price.observe(self.in_flight["own"], capacity(first.backend, up["own"]), now, first.saving)
         self.fullest = max(self.fullest, self.in_flight["own"])
         heapq.heappush(self.leaving, (now + SERVICE, name))
         self.sent.append((now, name))
@@ -178,6 +184,35 @@ def test_requests_of_different_length_and_the_same_prices_are_not_told_apart() -
         request = replace(REQUEST, text_bytes=rng.randrange(100, 40_000), max_output_tokens=rng.randrange(20, 2000))
         early += (platform.arrive(now, request=request) == "peaker") and room
     assert early == 0
+
+
+class TestReplicas:
+    MODEL = replace(OWN, replica_concurrency=CAPACITY // 2)  # two replicas are promised
+
+    @pytest.mark.parametrize(("running", "expected"), [(0, CAPACITY), (1, 4), (2, 8), (5, 20)])
+    def test_the_capacity_is_that_of_those_that_run_or_else_the_promised(self, running: int, expected: int) -> None:
+        assert capacity(self.MODEL, ApplicationStatus("own", Phase.READY, "http://x", "", running)) == expected
+
+    def test_of_nothing_more_is_known_than_the_manifests_say(self) -> None:
+        assert capacity(self.MODEL, None) == CAPACITY
+        up = ApplicationStatus("peaker", Phase.READY, "http://x", "", 3)
+        assert capacity(PEAKER, up) is None
+        assert capacity(replace(PEAKER, concurrency=5), up) == 5
+
+    @pytest.mark.parametrize(("running", "kept"), [(1, 4), (2, 8), (3, 12)])
+    def test_what_the_running_replicas_cannot_take_spills(self, running: int, kept: int) -> None:
+        platform = Platform((self.MODEL, PEAKER), running=running)
+        names = [platform.arrive(0.0) for _ in range(20)]
+        assert names == ["own"] * kept + ["peaker"] * (20 - kept)
+
+    @pytest.mark.parametrize(("running", "expected"), [(1, 1.75), (2, 1.0)])
+    def test_the_queue_of_the_others_is_expected_too(self, running: int, expected: float) -> None:
+        latency = Latency()
+        latency.observe_first_token(1.0, prompt_tokens=100, in_flight=0, concurrency=4, now=0.0)
+        platform = Platform((self.MODEL,), running=running, latencies={"own": latency})
+        platform.in_flight["own"] = 6
+        platform.arrive(0.0, "own")
+        assert platform.expected == pytest.approx(expected)  # three wait, and four leave per second
 
 
 class TestPrice:

@@ -89,6 +89,13 @@ def test_media_count_by_their_size_and_each_modality_with_its_most() -> None:
     assert media_tokens(replace(image, modalities=frozenset(Modality), body_size=4000)) == (1000, 10_500)
 
 
+def test_media_by_their_address_count_by_their_number() -> None:
+    images = replace(REQUEST, modalities=frozenset({Modality.IMAGE}), media_items=4, body_size=4000)
+    assert media_tokens(images) == (4000, 20_000)
+    mixed = replace(images, modalities=frozenset({Modality.IMAGE, Modality.AUDIO}))
+    assert media_tokens(mixed) == (4000, 500 + 3 * 5000), "one of each, and the others as those with the most tokens"
+
+
 _rates = st.decimals(0, 10**6, allow_nan=False)
 _all_rates = st.builds(Rates, _rates, _rates, *[st.none() | _rates] * 7)
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meritorder.core.catalog import Endpoint
+from meritorder.core.pricing import ServiceTier
 from meritorder.core.request import InferenceRequest
 from meritorder.core.usage import Usage
 from meritorder.wire.answers import (
@@ -17,10 +18,14 @@ from meritorder.wire.answers import (
     estimate,
     is_error,
     output_tokens_in,
-    usage_of,
+    whole_answer,
 )
 
 CHAT, EMBEDDINGS = Endpoint.CHAT_COMPLETIONS, Endpoint.EMBEDDINGS
+
+
+def usage_of(endpoint: Endpoint, body: bytes) -> Usage | None:
+    return whole_answer(endpoint, body)[0]
 
 
 def data(json: bytes) -> bytes:
@@ -56,6 +61,67 @@ class TestTokens:
         reader = StreamReader()
         reader.read(event)
         assert reader.tokens == tokens
+
+    @pytest.mark.parametrize(
+        ("event", "tokens"),
+        [
+            pytest.param(delta(b'{"content":"%s"}' % (b"a" * 16)), 1, id="as long as a token may be"),
+            pytest.param(delta(b'{"content":"%s"}' % (b"a" * 17)), 2, id="longer than one"),
+            pytest.param(delta(b'{"content":"%s"}' % (b"a" * 400)), 25, id="a whole paragraph"),
+            pytest.param(delta(b'{"content":"%s"}' % ("é".encode() * 16)), 2, id="bytes and not characters"),
+            pytest.param(data(b'{"choices":[{"text":"%s"}]}' % (b"a" * 33)), 3, id="text of a completion"),
+            pytest.param(data(b'{"choices":[{"text":"%b"},{"text":"%b"}]}' % (b"a" * 16, b"b" * 16)), 2, id="choices"),
+            pytest.param(delta(b'{"reasoning_content":"%s"}' % (b"a" * 33)), 3, id="a thought"),
+            pytest.param(delta(b'{"reasoning":"%s"}' % (b"a" * 33)), 3, id="a thought by its other name"),
+            pytest.param(
+                delta(b'{"reasoning":"%b","reasoning_content":"%b"}' % (b"a" * 32, b"a" * 32)),
+                2,
+                id="a thought by both",
+            ),
+            pytest.param(delta(b'{"refusal":"%s"}' % (b"a" * 33)), 3, id="a refusal"),
+            pytest.param(
+                delta(
+                    b'{"tool_calls":[{"id":"%b","function":{"name":"f","arguments":"%b"}}]}' % (b"i" * 99, b"a" * 32)
+                ),
+                3,
+                id="a tool call, without its id",
+            ),
+            pytest.param(delta(b'{"function_call":{"arguments":"%s"}}' % (b"a" * 32)), 2, id="a function call"),
+            pytest.param(delta(b'{"audio":{"data":"%s"}}' % (b"a" * 999)), 1, id="sound is no text"),
+            pytest.param(
+                delta(b'{"content":[1],"tool_calls":[7,{"function":[]},{"function":{"name":1}}]}'), 1, id="odd"
+            ),
+        ],
+    )
+    def test_an_event_with_more_text_than_a_token_has_counts_as_several(self, event: bytes, tokens: int) -> None:
+        reader = StreamReader()
+        reader.read(event)
+        assert reader.tokens == tokens
+
+
+class TestServiceTier:
+    @pytest.mark.parametrize(
+        ("said", "tier"),
+        [
+            *((b'"%s"' % tier.value.encode(), tier) for tier in ServiceTier),
+            *((other, None) for other in (b'"auto"', b'"scale"', b"null", b"7", b"[]", b"{}")),
+        ],
+    )
+    def test_it_is_what_the_answer_says(self, said: bytes, tier: ServiceTier | None) -> None:
+        answer = b'{"choices":[],"service_tier":' + said + b"}"
+        reader = StreamReader()
+        reader.read(data(answer))
+        assert (reader.service_tier, whole_answer(CHAT, answer)[1]) == (tier, tier)
+
+    def test_events_that_say_nothing_of_it_do_not_undo_it(self) -> None:
+        reader = StreamReader()
+        for event in (
+            b'{"choices":[],"service_tier":"flex"}',
+            b'{"choices":[]}',
+            b'{"choices":[],"service_tier":null}',
+        ):
+            reader.read(data(event))
+        assert reader.service_tier is ServiceTier.FLEX
 
 
 class TestUsage:
@@ -314,8 +380,14 @@ class TestEnds:
     ("body", "expected"),
     [
         (b'{"error":{"message":"m"}}', True),
-        (b'{"error":null}', False),
-        (b'{"object":"error","message":"m"}', False),
+        (b'{"object":"error","message":"m"}', True),
+        (b'{"detail":[{"loc":["body"],"msg":"m"}]}', True),
+        (b'{"choices":7}', True),
+        (b"{}", True),
+        (b"[]", False),
+        (b'"no"', False),
+        (b'{"detail":', False),
+        (b'{"detail":' + b"[" * 100_000, False),
         (b"<html>", False),
         (b"", False),
     ],

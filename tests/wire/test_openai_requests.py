@@ -64,6 +64,14 @@ def refused(endpoint: Endpoint, body: bytes) -> InvalidRequest:
             "'stream' is not valid: expected bool or null, got int.",
         ),
         (CHAT, b'{"model":"m","n":0,' + MESSAGES + b"}", "n", "'n' is not valid: expected int >= 1."),
+        (CHAT, b'{"model":"m","n":129,' + MESSAGES + b"}", "n", "'n' is not valid: expected int <= 128."),
+        (COMPLETIONS, b'{"model":"m","prompt":"","n":129}', "n", "'n' is not valid: expected int <= 128."),
+        (
+            COMPLETIONS,
+            b'{"model":"m","prompt":"","best_of":129}',
+            "best_of",
+            "'best_of' is not valid: expected int <= 128.",
+        ),
         (
             CHAT,
             b'{"model":"m","max_tokens":-1,' + MESSAGES + b"}",
@@ -227,7 +235,7 @@ class TestWhatIsNotOursSurvives:
     @given(names=st.lists(TEXT, unique=True, max_size=8))
     def test_names_and_their_order(self, names: list[str]) -> None:
         ours = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n"}
-        names = [name for name in names if name not in ours | {"temperature", "top_p"}]
+        names = [name for name in names if name not in ours | {"temperature", "top_p", "meritorder"}]
         fields = {"model": "m", "messages": [{"role": "u"}], **dict.fromkeys(names, 1)}
         sent = parse_request("req_1", CHAT, json.dumps(fields).encode()).body_for("up")
         assert list(json.loads(sent)) == list(fields)

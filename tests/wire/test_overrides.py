@@ -26,6 +26,7 @@ def parsed(overrides: Any = None, headers: dict[bytes, bytes] | None = None) -> 
         pytest.param({}, {}, Overrides(), id="an empty object"),
         pytest.param({"max_cost_usd": "0.002"}, {}, Overrides(max_cost=Decimal("0.002")), id="money as a string"),
         pytest.param({"max_cost_usd": 0.002}, {}, Overrides(max_cost=Decimal("0.002")), id="money as a number, exact"),
+        pytest.param({"max_cost_usd": "0e999999999"}, {}, Overrides(max_cost=Decimal(0)), id="nothing, at length"),
         pytest.param({"max_ttft_ms": 250}, {}, Overrides(max_ttft=0.25), id="milliseconds become seconds"),
         pytest.param({"min_quality": 0.8}, {}, Overrides(min_quality=0.8), id="quality"),
         pytest.param({"backend": "p/m"}, {}, Overrides(backend="p/m"), id="a pinned backend"),
@@ -71,17 +72,30 @@ def test_what_is_asked(body: Any, headers: dict[bytes, bytes], expected: Overrid
             "meritorder.min_quality",
             "'meritorder.min_quality' is not valid: expected float <= 1.0.",
         ),
-        (
-            {"max_cost_usd": "-1"},
-            {},
-            "meritorder.max_cost_usd",
-            "'meritorder.max_cost_usd' is not valid: expected a number of US dollars of at least 0.",
+        *(
+            (
+                {"max_cost_usd": money},
+                {},
+                "meritorder.max_cost_usd",
+                "'meritorder.max_cost_usd' is not valid: expected a number of US dollars, 0 or from 1e-18 to 1e18.",
+            )
+            for money in ("-1", "NaN", "sNaN", "Infinity", "1e19", "1e-19", "1e999999999", "-0.1e-999999999")
+        ),
+        *(
+            (
+                None,
+                {f"x-meritorder-{name.replace('_', '-')}".encode(): number},
+                f"meritorder.{name}",
+                f"'meritorder.{name}' is not valid: expected a number, got '{number.decode()}'.",
+            )
+            for name in ("max_ttft_ms", "min_quality")
+            for number in (b"sNaN", b"NaN", b"inf", b"1e999")
         ),
         (
-            {"max_cost_usd": "NaN"},
+            {"backend": "x" * 301},
             {},
-            "meritorder.max_cost_usd",
-            "'meritorder.max_cost_usd' is not valid: expected a number of US dollars of at least 0.",
+            "meritorder.backend",
+            "'meritorder.backend' is not valid: expected string of length <= 300.",
         ),
         (
             {"exclude": "a"},
@@ -101,6 +115,12 @@ def test_what_is_refused(body: Any, headers: dict[bytes, bytes], param: str, mes
     with pytest.raises(InvalidRequest) as refused:
         parsed(body, headers)
     assert (refused.value.param, refused.value.message) == (param, message)
+
+
+def test_of_a_very_long_number_as_many_digits_count_as_money_has() -> None:
+    cost = parsed({"max_cost_usd": "0." + "1" * 100_000}).overrides.max_cost
+    assert cost is not None
+    assert (len(f"{cost:f}"), cost) == (30, Decimal("0." + "1" * 28))
 
 
 def test_backends_never_see_it() -> None:

@@ -34,6 +34,21 @@ def said(content: Any, **more: Any) -> dict[str, Any]:
         (Endpoint.CHAT_COMPLETIONS, said([{"type": "text", "text": "four"}, {"type": "text", "text": "more"}]), 8),
         (Endpoint.CHAT_COMPLETIONS, said([{"type": "image_url", "image_url": {"url": "data:" + "A" * 999}}]), 0),
         (Endpoint.CHAT_COMPLETIONS, said("", tool_calls=[{"id": "1"}]), len('[{"id":"1"}]')),
+        (Endpoint.CHAT_COMPLETIONS, said("hi", function_call={"name": "f"}), 2 + len('{"name":"f"}')),
+        (Endpoint.CHAT_COMPLETIONS, said("hi", reasoning_content="hmm"), 2 + len('"hmm"')),
+        (Endpoint.CHAT_COMPLETIONS, said("hi", reasoning="hmm"), 2 + len('"hmm"')),
+        (Endpoint.CHAT_COMPLETIONS, said("hi", refusal="no", name="me"), 2 + len('"no""me"')),
+        (Endpoint.CHAT_COMPLETIONS, said("hi", refusal=None, name=None, tool_calls=None, function_call=None), 2),
+        (
+            Endpoint.CHAT_COMPLETIONS,
+            said([{"type": "refusal", "refusal": "no"}]),
+            len('{"type":"refusal","refusal":"no"}'),
+        ),
+        (Endpoint.CHAT_COMPLETIONS, said([{"type": "text", "text": ["odd"]}]), len('{"type":"text","text":["odd"]}')),
+        (Endpoint.CHAT_COMPLETIONS, said([{"refusal": "no"}, {"text": "four"}]), len('{"refusal":"no"}four')),
+        (Endpoint.CHAT_COMPLETIONS, said([{"type": ["odd"]}, 12, "four"]), len('{"type":["odd"]}12four')),
+        (Endpoint.CHAT_COMPLETIONS, said([{"type": "file", "file": {"file_data": "A" * 999}, "text": "four"}]), 4),
+        (Endpoint.CHAT_COMPLETIONS, said("hi") | {"prediction": {"content": "x"}}, 2 + len('{"content":"x"}')),
         (Endpoint.CHAT_COMPLETIONS, said("hi") | {"tools": [TOOL]}, 2 + len(msgspec.json.encode([TOOL]))),
         (Endpoint.COMPLETIONS, {"prompt": "four"}, 4),
         (Endpoint.COMPLETIONS, {"prompt": ["four", "more"]}, 8),
@@ -51,7 +66,9 @@ def test_the_size_of_its_text(endpoint: Endpoint, fields: dict[str, Any], text_b
     [
         (Endpoint.CHAT_COMPLETIONS, {}, None),
         (Endpoint.CHAT_COMPLETIONS, {"max_tokens": 7}, 7),
+        (Endpoint.CHAT_COMPLETIONS, {"max_completion_tokens": 9}, 9),
         (Endpoint.CHAT_COMPLETIONS, {"max_tokens": 7, "max_completion_tokens": 9}, 9),
+        (Endpoint.CHAT_COMPLETIONS, {"max_tokens": 9, "max_completion_tokens": 7}, 9),
         (Endpoint.CHAT_COMPLETIONS, {"max_tokens": 7, "n": 3}, 21),
         (Endpoint.COMPLETIONS, {"prompt": "a"}, 16),
         (Endpoint.COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 5, "n": 2}, 20),
@@ -69,6 +86,19 @@ def test_how_long_its_answer_may_be(endpoint: Endpoint, fields: dict[str, Any], 
 )
 def test_media_are_noticed(part: str, modality: Modality) -> None:
     assert request(**said([{"type": part, part: {}}])).modalities == {modality}
+
+
+def test_media_are_counted_in_all_messages() -> None:
+    image: dict[str, Any] = {"type": "image_url", "image_url": {}}
+    sound: dict[str, Any] = {"type": "input_audio", "input_audio": {}}
+    text = {"type": "text", "text": "and these"}
+    messages = [{"role": "user", "content": parts} for parts in ([image, text, image], "text", [sound])]
+    assert (request(messages=messages).media_items, request().media_items) == (3, 0)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
+def test_whatever_a_part_is_it_has_a_size(part: Any) -> None:
+    assert request(**said([{"type": "new", "new": part}])).text_bytes > len('{"type":"new","new":}')
 
 
 @pytest.mark.parametrize(
@@ -115,6 +145,17 @@ class TestPrefix:
         shared = sum(a == b for a, b in zip(one, two, strict=True))
         assert 0 < shared < len(one)
         assert one[:shared] == two[:shared]
+
+    def test_all_of_what_comes_before_counts_and_not_its_whole_blocks_alone(self) -> None:
+        messages = b"m" * 3000
+        prefixes = [prefix_hashes(tools, messages) for tools in (b"", b"a", b"b", b"ab")]
+        assert [len(prefix) for prefix in prefixes] == [2] * 4, "an incomplete block has no hash of its own"
+        assert len({prefix[0] for prefix in prefixes}) == 4
+
+    def test_of_long_prompts_no_more_is_looked_at_than_decides(self) -> None:
+        begin = 64 * PREFIX_BLOCK_BYTES
+        one, two = (prefix_hashes(b"x" * begin + end, b"more") for end in (b"a" * 5000, b"b" * 9000))
+        assert (len(one), one) == (64, two)
 
     @given(st.binary(max_size=5000), st.integers(0, 5000))
     def test_a_change_changes_all_that_follows(self, part: bytes, place: int) -> None:

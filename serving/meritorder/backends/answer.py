@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 
 from meritorder.backends.failures import AttemptFailed, Failure, from_exception, limit_headers
+from meritorder.core.pricing import ServiceTier
 from meritorder.core.request import InferenceRequest
 from meritorder.core.usage import Usage
 from meritorder.wire.annotations import annotated
@@ -18,7 +19,7 @@ from meritorder.wire.answers import (
     estimate,
     is_error,
     output_tokens_in,
-    usage_of,
+    whole_answer,
 )
 from meritorder.wire.sse import DONE, EventSplitter, EventTooLong, data_of
 
@@ -54,6 +55,7 @@ class Answer:
         self._splitter = EventSplitter()
         self._first: list[bytes] = []
         self._whole: Usage | None = None
+        self._whole_tier: ServiceTier | None = None
         self._broken: AttemptFailed | None = None
 
     @property
@@ -67,8 +69,13 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """How many events of a stream said something so far."""
+        """How many tokens of a stream came so far, estimated; 0 until an event has said something."""
         return self._reader.tokens
+
+    @property
+    def service_tier(self) -> ServiceTier | None:
+        """The one that the backend says it served the request in, which need not be the one that was asked for."""
+        return self._whole_tier or self._reader.service_tier
 
     @property
     def usage(self) -> Usage:
@@ -125,6 +132,10 @@ class Answer:
                         pass
         self._response.close()  # which leaves a connection alone that is back in the pool
 
+    def abort(self) -> None:
+        """Cut the connection, at once."""
+        self._response.close()
+
     def _join(self, events: list[bytes]) -> bytes:
         if self.explain is not None and any(type(event) is _UsageEvent for event in events):
             explanation = self.explain()
@@ -134,7 +145,7 @@ class Answer:
     def _check(self, body: bytes) -> None:
         try:
             if not self.rejected:
-                reported = usage_of(self._request.endpoint, body)
+                reported, self._whole_tier = whole_answer(self._request.endpoint, body)
                 self._whole = reported or estimate(self._request, output_tokens_in(self._request.endpoint, body))
             elif not is_error(body):
                 raise AttemptFailed(Failure.MALFORMED, f"refused without saying why (HTTP {self.status})")

@@ -17,9 +17,10 @@ import aiohttp
 import msgspec
 
 from meritorder.backends.answer import Answer
-from meritorder.backends.failures import from_exception, from_status, limit_headers
+from meritorder.backends.failures import AttemptFailed, Failure, from_exception, from_status, limit_headers
 from meritorder.core.plan import Attempt
 from meritorder.core.request import InferenceRequest
+from meritorder.wire.answers import estimate
 
 _LARGE_BODY_BYTES = 1_000_000
 """aiohttp sends bytes at one go, during which nobody else is served, and a file in pieces."""
@@ -87,9 +88,13 @@ class BackendClient:
         except BaseException as error:
             if answer is not None:
                 await answer.close()
-            if failed := from_exception(error):
-                raise failed from None
-            raise
+            if (failed := error if isinstance(error, AttemptFailed) else from_exception(error)) is None:
+                raise
+            if answer is not None and answer.tokens:
+                failed.usage = answer.usage
+            elif isinstance(error, TimeoutError) and failed.failure is Failure.TIMEOUT:
+                failed.usage = estimate(request, 0)  # it had the request, and was at work
+            raise failed from None
 
     async def _send(self, attempt: Attempt, request: InferenceRequest) -> aiohttp.ClientResponse:
         """The head of the response. A connection that proves to be closed is replaced by a new one, once."""

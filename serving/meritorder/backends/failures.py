@@ -5,6 +5,8 @@ from enum import StrEnum
 
 import aiohttp
 
+from meritorder.core.usage import Usage
+
 
 class Failure(StrEnum):
     """Why an attempt failed; the value is a metric label."""
@@ -13,6 +15,7 @@ class Failure(StrEnum):
     TIMEOUT = "timeout"
     BUSY = "busy"
     CREDENTIALS = "credentials"
+    FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     SERVER_ERROR = "server_error"
     MALFORMED = "malformed"
@@ -27,8 +30,8 @@ class AttemptFailed(Exception):
 
     `reason` is for a person and completes "backend X ..."; `retry_after` is in seconds, where the backend named
     a time. `detail` is for the log alone: what our own proxy says of its provider, whose address it may name.
-    `limits` are as in `Answer`. `unanswered` says that the backend had the request and was given up on, which it
-    may charge for all the same.
+    `limits` are as in `Answer`. `usage` is what the backend may charge for all the same: a request that it was given
+    up on, or tokens that it sent before it broke off. None where it did nothing.
     """
 
     def __init__(self, failure: Failure, reason: str, retry_after: float | None = None) -> None:
@@ -38,18 +41,21 @@ class AttemptFailed(Exception):
         self.retry_after = retry_after
         self.detail = ""
         self.limits: Mapping[str, str] = {}
-        self.unanswered = False
+        self.usage: Usage | None = None
 
 
 def from_status(status: int, retry_after: str | None) -> AttemptFailed | None:
     """What an HTTP status means; None for success, and where the request itself is at fault: another backend
     would say the same."""
     match status:
-        case 401 | 403:
+        case 401:
             # Never the client's key, which no backend sees: it is ours that is wrong.
             return AttemptFailed(Failure.CREDENTIALS, f"refused the provider key (HTTP {status})")
         case 402:
             return AttemptFailed(Failure.CREDENTIALS, "wants the provider account to be paid (HTTP 402)")
+        case 403:
+            # The key's rights, the country, or what this one prompt says: another provider may see it differently.
+            return AttemptFailed(Failure.FORBIDDEN, "does not allow the request (HTTP 403)")
         case 404:
             return AttemptFailed(Failure.NOT_FOUND, "does not know the model or the endpoint (HTTP 404)")
         case 429:
@@ -77,9 +83,7 @@ def from_exception(error: BaseException) -> AttemptFailed | None:
         case aiohttp.ConnectionTimeoutError():
             return AttemptFailed(Failure.UNREACHABLE, "did not accept the connection in time")
         case TimeoutError():
-            failed = AttemptFailed(Failure.TIMEOUT, "did not answer in time")
-            failed.unanswered = True
-            return failed
+            return AttemptFailed(Failure.TIMEOUT, "did not answer in time")
         case aiohttp.ClientConnectorError():
             return AttemptFailed(Failure.UNREACHABLE, "refused the connection")
         case aiohttp.ClientError() | OSError():

@@ -1,15 +1,14 @@
 """`meritorder chat`: ask the running platform."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from meritorder.cli.client import get_json, stream_chat
+from meritorder.cli.client import first_model, stream_chat
 from meritorder.cli.options import state_dir_option
-from meritorder.cli.running import LOCAL_KEY_FILE, require_running
+from meritorder.cli.running import calling_key, require_running
 
 
 @click.command("chat")
@@ -22,9 +21,8 @@ def command(prompt: tuple[str, ...], model: str | None, state_dir: Path) -> None
     It calls with the key in MERITORDER_API_KEY, or with the one that `up` has made for this machine.
     """
     running = require_running(state_dir)
-    # Not an option: the process list would show it.
-    key = os.environ.get("MERITORDER_API_KEY") or _local_key(state_dir)
-    model = model or _first_model(running.url, key)
+    key = calling_key(state_dir)
+    model = model or first_model(running.url, key)
     messages: list[dict[str, str]] = []
     questions = [" ".join(prompt)] if prompt else _typed()
     for question in questions:
@@ -40,15 +38,6 @@ def command(prompt: tuple[str, ...], model: str | None, state_dir: Path) -> None
         messages.append({"role": "assistant", "content": answer})
 
 
-def _first_model(url: str, key: str) -> str:
-    listed = get_json(f"{url}/v1/models", key)
-    if "error" in listed:
-        raise click.ClickException(listed["error"]["message"])
-    if not listed["data"]:
-        raise click.ClickException("the key's team may call nothing; see `routes` of its Team manifest")
-    return str(listed["data"][0]["id"])
-
-
 def _typed() -> Iterator[str]:
     """The lines that a person types, until the end of input."""
     while True:
@@ -59,12 +48,3 @@ def _typed() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
-
-
-def _local_key(state_dir: Path) -> str:
-    try:
-        return (state_dir / LOCAL_KEY_FILE).read_text().strip()
-    except FileNotFoundError:
-        raise click.ClickException(
-            "no key: set MERITORDER_API_KEY (meritorder key create --team TEAM makes one)"
-        ) from None

@@ -53,25 +53,37 @@ def get_json(url: str, key: str | None = None) -> dict[str, Any]:
         raise NoAnswer(f"{url} does not answer: {error}") from None
 
 
+def post_json(url: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The JSON that `url` answers to `body`.
+
+    Raises:
+        click.ClickException: with the sentence of the ingress, where it refuses.
+    """
+    try:
+        with _post(url, key, body) as response:
+            return dict(json.load(response))
+    except (OSError, http.client.HTTPException, ValueError, TypeError) as error:
+        raise NoAnswer(f"{url} does not answer: {error}") from None
+
+
+def first_model(url: str, key: str) -> str:
+    """The first name that the key's team may call."""
+    listed = get_json(f"{url}/v1/models", key)
+    if "error" in listed:
+        raise click.ClickException(listed["error"]["message"])
+    if not listed["data"]:
+        raise click.ClickException("the key's team may call nothing; see `routes` of its Team manifest")
+    return str(listed["data"][0]["id"])
+
+
 def stream_chat(url: str, key: str, body: dict[str, Any]) -> Streamed:
     """Send a chat completion to the ingress at `url` and read its answer as it comes.
 
     Raises:
         click.ClickException: with the sentence of the ingress, where it refuses.
     """
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions",
-        data=json.dumps({**body, "stream": True}).encode(),
-        headers={"content-type": "application/json", "authorization": f"Bearer {key}"},
-    )
     sent = time.monotonic()
-    try:
-        response = _open(request, timeout=_TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise click.ClickException(_message(error.read())) from None
-    except (OSError, http.client.HTTPException) as error:
-        raise NoAnswer(f"{url} does not answer: {error}") from None
+    response = _post(f"{url}/v1/chat/completions", key, {**body, "stream": True})
     headers = response.headers
     streamed = Streamed(
         request_id=headers["x-request-id"],
@@ -82,6 +94,19 @@ def stream_chat(url: str, key: str, body: dict[str, Any]) -> Streamed:
     )
     streamed.deltas = _deltas(response, streamed)
     return streamed
+
+
+def _post(url: str, key: str, body: dict[str, Any]) -> http.client.HTTPResponse:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
+    try:
+        response: http.client.HTTPResponse = _open(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise click.ClickException(_message(error.read())) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise NoAnswer(f"{url} does not answer: {error}") from None
+    return response
 
 
 def _deltas(response: http.client.HTTPResponse, streamed: Streamed) -> Iterator[str]:

@@ -13,6 +13,7 @@ _COMMANDS = {
     "down": "meritorder.cli.down",
     "status": "meritorder.cli.status",
     "chat": "meritorder.cli.chat",
+    "explain": "meritorder.cli.explain",
     "key": "meritorder.cli.key",
     "usage": "meritorder.cli.usage",
     "validate": "meritorder.cli.validate",

@@ -81,6 +81,19 @@ def require_running(state_dir: Path) -> Running:
     return running
 
 
+def calling_key(state_dir: Path) -> str:
+    """The key in MERITORDER_API_KEY, or the one that `up` has made for this machine."""
+    # Not an option: the process list would show it.
+    if key := os.environ.get("MERITORDER_API_KEY"):
+        return key
+    try:
+        return (state_dir / LOCAL_KEY_FILE).read_text().strip()
+    except FileNotFoundError:
+        raise click.ClickException(
+            "no key: set MERITORDER_API_KEY (meritorder key create --team TEAM makes one)"
+        ) from None
+
+
 def _locked(lock: IO[str]) -> bool:
     """Take the lock, unless a platform has it; a command that only looks holds it for a moment."""
     for _ in range(_LOCK_TRIES):

@@ -61,7 +61,8 @@ class Backend:
     `name` is public and unique (`faq`, `openai/gpt-5`); `application` is the Ray Serve application behind it
     (several backends of one provider share one); `upstream_model` is the name that the application expects.
     `price` None is an unknown price, which is no price of zero. `concurrency` is how many requests the application
-    serves at once before more of them queue; None: unknown. `limits` are those of the account, shared by all
+    serves at once before more of them queue; None: unknown. For self-run models that is with the least replicas, and
+    `replica_concurrency` is that of one. `limits` are those of the account, shared by all
     backends of the application. `replica_hour_price` is in US dollars, for self-run models.
     """
 
@@ -74,6 +75,7 @@ class Backend:
     concurrency: int | None = None
     limits: Limits = field(default_factory=Limits)
     replica_hour_price: Decimal | None = None
+    replica_concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

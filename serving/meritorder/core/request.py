@@ -47,7 +47,8 @@ class InferenceRequest:
 
     `text_bytes` is the size of the prompt's text, tools and schemas included, and media not. `max_output_tokens` is
     the client's own limit, for all `choices` together; None where it set none. `modalities`, `tools` and
-    `structured_output` are what the backend must be able to do. `prefix` are hashes of the prompt's beginning, each
+    `structured_output` are what the backend must be able to do, and `media_items` how many images, sounds and files
+    there are. `prefix` are hashes of the prompt's beginning, each
     of which covers `PREFIX_BLOCK_BYTES` more than the one before. `user` and `session` are the client's own.
     """
 
@@ -69,6 +70,7 @@ class InferenceRequest:
     user: str | None = None
     session: str | None = None
     overrides: Overrides = field(default_factory=Overrides)
+    media_items: int = 0
 
 
 PREFIX_BLOCK_BYTES = 1024

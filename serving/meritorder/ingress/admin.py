@@ -4,26 +4,24 @@ Everything here blocks on the database, and so runs in threads; nothing here is 
 What is configured comes from the manifests and is changed there alone.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from sqlalchemy import Engine
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from meritorder.core.catalog import Team
-from meritorder.core.errors import InternalError, InvalidRequest, LedgerUnavailable, RequestError, UnknownKey
+from meritorder.core.errors import InternalError, InvalidRequest, RequestError, UnknownKey
 from meritorder.core.limits import Budget, Limits, Period
 from meritorder.ingress.auth import Authenticator
+from meritorder.ingress.blocking import in_thread
 from meritorder.ingress.body import Body, ClientLeft
 from meritorder.ingress.http import authorization, request_id
 from meritorder.ingress.world import World
@@ -37,13 +35,11 @@ from meritorder.wire.validation import invalid_field
 
 _MAX_BODY_BYTES = 64_000
 _BODY_SECONDS = 10.0
-_RETRY_SECONDS = 5.0
 _DEFAULT_SINCE = "30d"
 _FILTERS = (By.TEAM, By.KEY, By.MODEL, By.BACKEND)
 _LONGEST_SHOWN = 60
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?$", re.DOTALL)
 
-_Result = TypeVar("_Result")
 _Handler = Callable[[Request], Awaitable[Response]]
 _Rate = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 
@@ -119,7 +115,7 @@ class _Administration:
     async def teams(self, request: Request) -> Response:
         _check_parameters(request)
         teams = list(self._world.catalog.teams.values())
-        states = await _in_thread(budget_states, self._engine, [team.allowance for team in teams], self._clock())
+        states = await in_thread(budget_states, self._engine, [team.allowance for team in teams], self._clock())
         return _list([_team(team, states) for team in teams])
 
     async def budgets(self, request: Request) -> Response:
@@ -131,11 +127,11 @@ class _Administration:
             allowances = [team.allowance for team in teams] + [key.allowance for key in in_force]
             return budget_states(self._engine, allowances, self._clock())
 
-        return _list([{"scope": state.scope, **_budget(state)} for state in await _in_thread(states)])
+        return _list([{"scope": state.scope, **_budget(state)} for state in await in_thread(states)])
 
     async def list_keys(self, request: Request) -> Response:
         _check_parameters(request)
-        return _list([_key(key) for key in await _in_thread(self._keys.list)])
+        return _list([_key(key) for key in await in_thread(self._keys.list)])
 
     async def create_key(self, request: Request) -> Response:
         _check_parameters(request)
@@ -146,13 +142,13 @@ class _Administration:
             Limits(**msgspec.structs.asdict(wanted.limits)),
             tuple(Budget(budget.period, budget.amount_usd) for budget in wanted.budgets),
         )
-        key, text = await _in_thread(self._keys.create, wanted.team, wanted.name, limits)
+        key, text = await in_thread(self._keys.create, wanted.team, wanted.name, limits)
         return _json({**_key(key), "key": text}, 201)
 
     async def revoke_key(self, request: Request) -> Response:
         _check_parameters(request)
         key_id = request.path_params["id"].replace("\0", "")  # PostgreSQL has no such text
-        if not await _in_thread(self._keys.revoke, key_id):
+        if not await in_thread(self._keys.revoke, key_id):
             raise UnknownKey(key_id[:_LONGEST_SHOWN])
         return _json({"id": key_id, "revoked": True})
 
@@ -165,20 +161,12 @@ class _Administration:
         if since >= until:
             raise InvalidRequest("'since' is not before 'until'; change one of them.", param="since")
         only = {label: given[label] for label in _FILTERS if label in given}
-        report = await _in_thread(usage_report, self._engine, by, since, until, only)
+        report = await in_thread(usage_report, self._engine, by, since, until, only)
         return _json(report.to_json())
 
     def _refusal(self, error: RequestError) -> Response:
         self._metrics.refused(error.code)
         return Response(wire_errors.body(error), error.status, wire_errors.headers(error))
-
-
-async def _in_thread(work: Callable[..., _Result], *arguments: Any) -> _Result:
-    try:
-        return await asyncio.to_thread(work, *arguments)
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        message = "The ledger's database cannot be reached or is busy; try again later."
-        raise LedgerUnavailable(message, retry_after=_RETRY_SECONDS) from error
 
 
 def _check_parameters(request: Request, *known: str) -> None:

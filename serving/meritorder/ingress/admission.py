@@ -21,8 +21,9 @@ from meritorder.core.pricing import EXACT
 from meritorder.core.request import Caller
 from meritorder.ingress.leasing import LeaseAgent
 
-_EXCHANGES_TO_WAIT_FOR = 2
-"""The minute may turn while the first is under way."""
+_EXCHANGES_TO_WAIT_FOR = 5
+"""The minute may turn while the first is under way, and others may take what it brought. Who waits in vain for what is
+used up is refused before."""
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -57,9 +58,7 @@ class Ticket:
         """How many US dollars can be reserved now: `wanted`, or more, or what there is. None: no budget bounds it.
 
         Waits for the database, for half a second at most, where less than `wanted` is leased and more may be had.
-
-        Raises:
-            LedgerUnavailable: nothing is leased, and the database does not answer.
+        Where it does not answer, nothing more can be had, and `refusal` says so.
         """
         if not self._purses:
             return None
@@ -67,8 +66,6 @@ class Ticket:
         if available < wanted:
             await self._lease(wanted)
             available = self._available()
-            if self._unreachable and available <= 0:
-                raise refusals.ledger_unavailable("budget", self._purses[0])
         return max(ZERO, available)
 
     def reserve(self, amount: Decimal) -> None:
@@ -162,7 +159,7 @@ class Ticket:
         with ExitStack() as stack:
             for account, most in lacking:
                 stack.enter_context(account.money.waiting(most))
-            self._unreachable = not await self._agent.exchanged()
+            self._unreachable = not await self._agent.exchanged([account for account, _ in lacking])
 
 
 class _Unlimited(Ticket):
@@ -214,7 +211,7 @@ class Admission:
             with ExitStack() as stack:
                 for account in accounts:
                     stack.enter_context(account.waiting(tokens, at))
-                answered = await self._agent.exchanged()
+                answered = await self._agent.exchanged(accounts)
             at = self._agent.moment()
             short = next((account for account in accounts if account.short_of(tokens, at) is not None), None)
             if short is None:

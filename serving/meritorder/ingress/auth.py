@@ -1,5 +1,6 @@
 """From a key to a caller."""
 
+import time
 from collections.abc import Mapping
 
 from meritorder.core.catalog import Catalog
@@ -11,8 +12,10 @@ from meritorder.ledger.keys import ApiKey, KeyStore
 _HOW = "send a team's key as 'Authorization: Bearer mo-...' (meritorder key create --team TEAM makes one)"
 _HOW_ADMIN = "send an admin key as 'Authorization: Bearer mo-...' (meritorder key create --admin makes one)"
 
-
 _DATABASE_BACK_SECONDS = 5.0
+
+_ANSWER_SECONDS = 1.0
+"""How long a look at the keys may take before the database counts as away; there is one every half second."""
 
 
 class Authenticator:
@@ -26,19 +29,24 @@ class Authenticator:
         self._keys = keys
         self._version = -1
         self._active: Mapping[bytes, ApiKey] = {}
-        self._down = False
+        self._silent_since: float | None = None
         self._catalog: Catalog | None = None
         self._callers: dict[str, Caller] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Read the keys again if the store has changed since the last time. Blocks on the database."""
-        self._down = True  # until it has answered
-        version = self._keys.version()
-        if version != self._version:
-            self._active = self._keys.active()
-            self._version = version
-        self._down = False
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
+        try:
+            version = self._keys.version()
+            if version != self._version:
+                self._active = self._keys.active()
+                self._version = version
+        except BaseException:
+            self._silent_since = float("-inf")
+            raise
+        self._silent_since = None
 
     def caller(self, authorization: str | None, catalog: Catalog) -> Caller:
         """Who sent this `Authorization` header.
@@ -86,7 +94,7 @@ class Authenticator:
         if scheme.lower() != "bearer" or not text.strip():
             raise Unauthenticated(f"The Authorization header is not of the Bearer scheme; {how}.")
         key = self._active.get(self._keys.digest(text.strip()))
-        if key is None and self._down:
+        if key is None and self._away():
             raise LedgerUnavailable(
                 "The API key cannot be checked, because the database does not answer; send the request again in a few "
                 "seconds.",
@@ -95,6 +103,11 @@ class Authenticator:
         if key is None:
             raise Unauthenticated(f"The API key is wrong or has been revoked; {how}.")
         return key
+
+    def _away(self) -> bool:
+        """Whether the database has refused to answer, or takes too long to."""
+        since = self._silent_since
+        return since is not None and time.monotonic() - since > _ANSWER_SECONDS
 
 
 def _bounds(allowance: Allowance) -> bool:

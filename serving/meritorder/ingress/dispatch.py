@@ -1,8 +1,8 @@
 """The story of one request: admit, plan, attempt, stream, settle."""
 
 import asyncio
+import random
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from meritorder.backends.client import BackendClient
 from meritorder.backends.failures import AttemptFailed
-from meritorder.core.errors import BudgetExceeded, LedgerUnavailable, RequestError
+from meritorder.core.errors import BudgetExceeded, LedgerUnavailable, RequestError, ShuttingDown
 from meritorder.core.plan import Attempt, RoutePlan
 from meritorder.core.request import Caller, InferenceRequest
 from meritorder.core.usage import Outcome, UsageRecord
@@ -79,6 +79,7 @@ class Dispatcher:
         Raises:
             RequestError: the request is refused, or nothing answers it.
         """
+        catalog = self._world.catalog  # the whole request keeps one
         route = self._planner.route(caller, request)
         if self._ledger.full():
             raise LedgerUnavailable(
@@ -86,7 +87,7 @@ class Dispatcher:
                 retry_after=_LEDGER_BACK_SECONDS,
             )
         ticket = await self._admission.admit(caller, self._planner.tokens(request))
-        tally = Tally(uuid.uuid4().hex, caller, route, request, time.time(), time.monotonic())
+        tally = Tally(_record_id(), caller, catalog, route, request, time.time(), time.monotonic())
         try:
             plan, headroom = await self._plan(ticket, tally)
             async with await self._attempt(plan, headroom, ticket, tally) as opened:
@@ -101,18 +102,25 @@ class Dispatcher:
 
     async def _plan(self, ticket: Ticket, tally: Tally) -> tuple[RoutePlan, Decimal | None]:
         """A plan that the budgets can pay, with what it may cost reserved, and what they had left before."""
-        plan = self._planner.plan(tally.caller, tally.route, tally.request, ticket.budgeted, None, tally.draw)
+        plan = self._plan_with(None, ticket, tally)
         headroom = None
         if ticket.budgeted:
             wanted, seen = cost_bound(plan.attempts), self._world.changes
             headroom = await ticket.headroom(wanted)
             if headroom is not None and (headroom < wanted or self._world.changes != seen):
-                plan = self._planner.plan(tally.caller, tally.route, tally.request, True, headroom, tally.draw)
+                plan = self._plan_with(headroom, ticket, tally)
         tally.arm = plan.arm
         if not plan.attempts:
-            raise self._planner.refusal(tally.route, tally.request, plan, ticket)
+            raise self._planner.refusal(
+                tally.caller, tally.route, tally.request, plan, ticket, tally.draw, tally.catalog
+            )
         ticket.reserve(cost_bound(plan.attempts))
         return plan, headroom
+
+    def _plan_with(self, headroom: Decimal | None, ticket: Ticket, tally: Tally) -> RoutePlan:
+        return self._planner.plan(
+            tally.caller, tally.route, tally.request, ticket.budgeted, headroom, tally.draw, tally.catalog
+        )
 
     async def _attempt(self, plan: RoutePlan, headroom: Decimal | None, ticket: Ticket, tally: Tally) -> Opened:
         """The first good answer. After this, there is no other backend."""
@@ -123,8 +131,7 @@ class Dispatcher:
             return headroom is None or _reserved(ticket, second.cost_bound or Decimal(0))
 
         def plan_again() -> RoutePlan:
-            limit = None if headroom is None else reserved
-            return self._planner.plan(tally.caller, tally.route, tally.request, ticket.budgeted, limit, tally.draw)
+            return self._plan_with(None if headroom is None else reserved, ticket, tally)
 
         timeout = tally.route.objective.timeout
         deadline = None if timeout is None else tally.started + timeout
@@ -169,6 +176,8 @@ class Dispatcher:
                 return Outcome.DISCONNECTED, _CLIENT_CLOSED_REQUEST
             case asyncio.CancelledError() if not self._world.halted:
                 return Outcome.DISCONNECTED, _CLIENT_CLOSED_REQUEST
+            case asyncio.CancelledError():
+                return Outcome.FAILED, ShuttingDown.status
             case _:
                 return Outcome.FAILED, 500
 
@@ -178,6 +187,11 @@ class Dispatcher:
         ticket.settle(record.cost, sum(charge.usage.total_tokens for charge in record.charges))
         self._ledger.end(record)
         self._metrics.settled(record)
+
+
+def _record_id() -> str:
+    """Unique, and no secret: to ask the system for it would let other threads in, and this one wait for its turn."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def cost_bound(attempts: tuple[Attempt, ...]) -> Decimal:

@@ -4,7 +4,6 @@ The body is that of a chat completion, a completion or embeddings; which of them
 what dispatch would decide at this moment, with the parts of every score and the reason for everything left out.
 """
 
-import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from meritorder.core.errors import InternalError, RequestError
 from meritorder.core.plan import Attempt, Rejected, RoutePlan
 from meritorder.core.request import Caller, InferenceRequest
 from meritorder.core.tokens import estimated_tokens
+from meritorder.ingress.blocking import in_thread
 from meritorder.ingress.body import Body, ClientLeft
 from meritorder.ingress.http import Parts, authorization, request_id
 from meritorder.ingress.planning import Planner
@@ -28,6 +28,9 @@ from meritorder.ledger.spending import budget_states
 from meritorder.telemetry.logs import log_fault
 from meritorder.wire import errors as wire_errors
 from meritorder.wire.openai import parse_request
+
+_MOST_WAITING = 8
+"""Plans at once that wait for the database: every key may ask for them, and administration waits behind them."""
 
 _OTHERS = {"input": Endpoint.EMBEDDINGS, "prompt": Endpoint.COMPLETIONS}
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -44,7 +47,7 @@ def explain_handler(parts: Parts, planner: Planner, engine: Engine) -> Callable[
             body = Body(headers, request.receive, parts.settings.max_body_bytes, parts.settings.body_seconds)
             content = await body.read()
             asked = parse_request(named["x-request-id"], _endpoint(content), content, headers)
-            left = await asyncio.to_thread(_left, engine, caller)
+            left = await in_thread(_left, engine, caller, most_waiting=_MOST_WAITING)
             explained = _explained(planner, caller, asked, left)
         except RequestError as error:
             parts.metrics.refused(error.code)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,6 +87,8 @@ class LeaseAgent:
         self._accounts: dict[str, Account] = {}
         self._used: dict[str, float] = {}
         self._waiting: list[asyncio.Future[bool]] = []
+        self._awaited: set[str] = set()
+        self._all_at = float("-inf")
         self._wanted = asyncio.Event()
         self._closing = False
         self._down: str | None = None
@@ -112,10 +114,12 @@ class LeaseAgent:
             account.change(allowance)
         return account
 
-    async def exchanged(self) -> bool:
-        """Wait for an exchange that begins after this call; False where there is none within the pace's patience."""
+    async def exchanged(self, accounts: Iterable[Account]) -> bool:
+        """Wait for an exchange about `accounts` that begins after this call; False where none is made within the
+        pace's patience."""
         if self._closing or self.down:
             return False
+        self._awaited.update(account.allowance.scope for account in accounts)
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._wanted.set()
@@ -177,8 +181,13 @@ class LeaseAgent:
         at = self.moment()
         reached = False
         waiting, self._waiting = self._waiting, []  # who comes from here on waits for the next one
+        awaited, self._awaited = self._awaited, set()
         try:
-            demands = await self._demands(at)
+            if self._closing or self.down or at.now - self._all_at >= self._pace.interval:
+                self._all_at = at.now
+                demands = await self._demands(at)
+            else:  # to go through all that are in use, each time that anybody waits, would take all of a processor
+                demands = self._awaited_demands(awaited, at)
             if demands or self.down or at.now - self._asked > self._pace.lease / 4:
                 self._asked = at.now
                 await self._ask(demands, at)
@@ -200,6 +209,12 @@ class LeaseAgent:
             elif at.now - self._used.setdefault(scope, at.now) > _FORGOTTEN_SECONDS:
                 del self._accounts[scope], self._used[scope]
         return demands
+
+    def _awaited_demands(self, awaited: Iterable[str], at: Moment) -> dict[str, Demand]:
+        stored = self._all_stored()
+        accounts = {scope: self._accounts[scope] for scope in awaited if scope in self._accounts}
+        demands = ((scope, account.demand(at, all_stored=stored)) for scope, account in accounts.items())
+        return {scope: demand for scope, demand in demands if demand is not None}
 
     async def _ask(self, demands: Mapping[str, Demand], at: Moment) -> None:
         stamp = at.epoch + self._pace.lease

@@ -1,6 +1,7 @@
 """The composition root: everything that the ingress is made of is built here, once."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -44,6 +45,9 @@ def build(settings: Settings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             app.router.routes.extend(await _assemble(settings, stack))
+            # What lives as long as the process need not be looked through again and again, while requests wait.
+            gc.collect()
+            gc.freeze()
             yield
 
     app = Starlette(lifespan=lifespan, exception_handlers={HTTPException: not_served})

@@ -4,13 +4,13 @@ import time
 from collections.abc import Mapping
 from decimal import Decimal
 
-from meritorder.core.catalog import Override, Route
+from meritorder.core.catalog import Catalog, Override, Route
 from meritorder.core.errors import InvalidRequest, NotAllowed, RequestError
 from meritorder.core.plan import Rejection, RoutePlan
 from meritorder.core.request import Caller, InferenceRequest
 from meritorder.core.tokens import estimated_tokens
 from meritorder.ingress.admission import Ticket
-from meritorder.ingress.refusals import find_route, nothing_to_try
+from meritorder.ingress.refusals import PASSING, find_route, nothing_to_try
 from meritorder.ingress.world import World
 from meritorder.routing.plan import plan
 from meritorder.routing.tokens import DEFAULT_EXPECTED_OUTPUT
@@ -61,10 +61,14 @@ class Planner:
         budgeted: bool,
         headroom: Decimal | None,
         draw: float,
+        catalog: Catalog | None = None,
     ) -> RoutePlan:
-        """Rank the candidates; the arguments are those of `routing.plan.plan`."""
+        """Rank the candidates; the arguments are those of `routing.plan.plan`.
+
+        `catalog` is that which the route is of, where it may have been replaced since.
+        """
         return plan(
-            self._world.snapshot(),
+            self._world.snapshot(catalog),
             route,
             request,
             key_id=caller.key_id,
@@ -75,26 +79,20 @@ class Planner:
             draw=draw,
         )
 
-    def refusal(self, route: Route, request: InferenceRequest, made: RoutePlan, ticket: Ticket) -> RequestError:
+    def refusal(
+        self,
+        caller: Caller,
+        route: Route,
+        request: InferenceRequest,
+        made: RoutePlan,
+        ticket: Ticket,
+        draw: float,
+        catalog: Catalog | None = None,
+    ) -> RequestError:
         """Why a plan without attempts gives no answer."""
-        others = [one for one in made.rejected if one.rejection is not Rejection.BUDGET]
-        if len(others) < len(made.rejected) and not any(one.retry_after for one in others):
-            return ticket.refusal(self._cheapest(route, request, made))
-        return nothing_to_try(route, request, made)
-
-    def _cheapest(self, route: Route, request: InferenceRequest, made: RoutePlan) -> Decimal:
-        """The least of what the candidates that are too dear can cost."""
         dear = {one.backend.name for one in made.rejected if one.rejection is Rejection.BUDGET}
-        free = plan(
-            self._world.snapshot(),
-            route,
-            request,
-            key_id="",
-            headroom=None,
-            budgeted=True,
-            now=time.monotonic(),
-            moment=time.time(),
-            draw=0.0,
-        )
-        bounds = [one.cost_bound for one in free.attempts if one.backend.name in dear and one.cost_bound is not None]
-        return min(bounds, default=Decimal(0))
+        if not dear or any(one.rejection in PASSING for one in made.rejected):
+            return nothing_to_try(route, request, made)
+        unbound = self.plan(caller, route, request, True, None, draw, catalog)
+        bounds = [one.cost_bound for one in unbound.attempts if one.backend.name in dear and one.cost_bound is not None]
+        return ticket.refusal(min(bounds, default=Decimal(0)))

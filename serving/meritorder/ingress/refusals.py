@@ -21,7 +21,7 @@ from meritorder.core.request import Caller, InferenceRequest
 
 _NOT_READY_RETRY_SECONDS = 5.0
 
-_PASSING = frozenset({Rejection.NOT_READY, Rejection.CIRCUIT_OPEN, Rejection.QUOTA, Rejection.MAX_TTFT})
+PASSING = frozenset({Rejection.NOT_READY, Rejection.CIRCUIT_OPEN, Rejection.QUOTA, Rejection.MAX_TTFT})
 """Reasons that may be gone when the request is sent again."""
 
 
@@ -54,10 +54,10 @@ def nothing_to_try(route: Route, request: InferenceRequest, plan: RoutePlan) -> 
             f"{route.name!r} does not serve /v1/{request.endpoint}; it serves {served}.", param="model"
         )
     said = "; ".join(f"{rejected.backend.name!r} {rejected.reason}" for rejected in plan.rejected)
-    if not reasons & _PASSING:
+    if not reasons & PASSING:
         return _never(route, reasons, said)
     waits = [rejected.retry_after for rejected in plan.rejected if rejected.retry_after is not None]
-    if reasons & _PASSING == {Rejection.QUOTA}:
+    if reasons & PASSING == {Rejection.QUOTA}:
         return BackendsBusy(
             f"No backend can take a request for {route.name!r} now: {said}. Try again later.",
             retry_after=min(waits, default=_NOT_READY_RETRY_SECONDS),
@@ -72,7 +72,7 @@ def _never(route: Route, reasons: set[Rejection], said: str) -> RequestError:
     """What stands against the candidates does not pass by itself."""
     if Rejection.UNPRICED in reasons:
         return NotAllowed(
-            f"{route.name!r} cannot be called within a budget: {said}. Have a price added to its Provider.",
+            f"A budget, or max_cost_usd, needs prices for {route.name!r}: {said}. Have a price added to its Provider.",
             param="model",
             code="unpriced_model",
         )
@@ -89,10 +89,13 @@ def _never(route: Route, reasons: set[Rejection], said: str) -> RequestError:
 
 
 def all_failed(failures: Sequence[tuple[Backend, AttemptFailed]]) -> RequestError:
-    """Every attempt of the plan failed."""
-    said = "; ".join(f"{backend.name!r} {failed.reason}" for backend, failed in failures)
+    """Every attempt of the plan failed, or there was no time left to make one."""
+    if not failures:
+        return DeadlineExceeded("The route's time for a request was over before a backend was tried; send it again.")
+    # Whoever failed twice in the same way is named once.
+    said = "; ".join(dict.fromkeys(f"{backend.name!r} {failed.reason}" for backend, failed in failures))
     kinds = {failed.failure for _, failed in failures}
-    passes = kinds - {Failure.CREDENTIALS, Failure.NOT_FOUND}
+    passes = kinds - {Failure.CREDENTIALS, Failure.FORBIDDEN, Failure.NOT_FOUND}
     advice = "Try again later." if passes else "Ask those who run this platform: it does not pass by itself."
     message = f"No backend answered: {said}. {advice}"
     if kinds == {Failure.BUSY}:

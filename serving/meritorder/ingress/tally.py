@@ -2,15 +2,15 @@
 
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from meritorder.core.catalog import Backend, Route
-from meritorder.core.pricing import NoPrice
+from meritorder.core.catalog import Backend, Catalog, Route
+from meritorder.core.pricing import NoPrice, ServiceTier
 from meritorder.core.request import Caller, InferenceRequest
 from meritorder.core.usage import Charge, Outcome, Usage, UsageRecord
 from meritorder.ingress.attempts import Attempts, Opened
-from meritorder.wire.answers import estimate
 
 
 @dataclass(slots=True)
@@ -19,6 +19,7 @@ class Tally:
 
     id: str
     caller: Caller
+    catalog: Catalog
     route: Route
     request: InferenceRequest
     started_at: float
@@ -41,20 +42,21 @@ class Tally:
             self.outcome, self.status = outcome, status
 
     def charges(self) -> tuple[Charge, ...]:
-        """What the attempts cost: the answer, and what other backends were at work on when they were given up."""
+        """What the attempts cost: the answer, and what other backends did for nothing."""
         made = []
         if self.opened is not None and not self.opened.answer.rejected:
-            made.append(self._charge(self.opened.place.backend, self.opened.answer.usage))
-        for attempt in self.attempts.unanswered if self.attempts else ():
-            made.append(self._charge(attempt.backend, estimate(self.request, 0)))
+            answer = self.opened.answer
+            made.append(self._charge(self.opened.place.backend, answer.usage, answer.service_tier))
+        for backend, usage in self.attempts.spent if self.attempts else ():
+            made.append(self._charge(backend, usage))
         return tuple(made)
 
     def record(self, now: float) -> UsageRecord:
         """The usage record, as it stands at `now`."""
         opened, first = self.opened, self.first_token
-        unanswered = self.attempts.unanswered if self.attempts else []
+        spent = self.attempts.spent if self.attempts else []
         # Where no backend answered, the one that the client waited for last is the one to name.
-        backend = opened.place.backend if opened else unanswered[-1].backend if unanswered else None
+        backend = opened.place.backend if opened else spent[-1][0] if spent else None
         return UsageRecord(
             id=self.id,
             request_id=self.request.id,
@@ -104,11 +106,11 @@ class Tally:
         costs = [charge.cost for charge in self.charges()]
         return None if None in costs else sum((cost for cost in costs if cost is not None), Decimal(0))
 
-    def _charge(self, backend: Backend, usage: Usage) -> Charge:
+    def _charge(self, backend: Backend, usage: Usage, tier: ServiceTier | None = None) -> Charge:
+        """`tier` is the one that the backend says it has served, which need not be the one that was asked for."""
         cost = None
-        if backend.price is not None:
-            try:
-                cost = backend.price.cost(usage, self.started_at, self.request.service_tier)
-            except NoPrice:
-                cost = None
+        for each in (tier, self.request.service_tier):
+            if cost is None and backend.price is not None and each is not None:
+                with suppress(NoPrice):
+                    cost = backend.price.cost(usage, self.started_at, each)
         return Charge(backend.name, backend.tier, usage, cost)

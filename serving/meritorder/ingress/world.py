@@ -16,25 +16,26 @@ from meritorder.core.request import InferenceRequest
 from meritorder.core.status import ApplicationStatus
 from meritorder.core.usage import Usage
 from meritorder.routing.affinity import PrefixIndex
+from meritorder.routing.filters import capacity
 from meritorder.routing.health import Circuit
 from meritorder.routing.latency import Latency
 from meritorder.routing.quota import MinuteWindow, Quota
 from meritorder.routing.shadow_price import ShadowPrice
 from meritorder.routing.snapshot import Snapshot
-from meritorder.routing.tokens import TokenRatio
+from meritorder.routing.tokens import TokenRatio, answer_lengths
 
 log = logging.getLogger(__name__)
 
 _EMPTY = Catalog(backends={}, routes={}, teams={})
 
-_CERTAIN = frozenset({Failure.UNREACHABLE, Failure.BUSY, Failure.CREDENTIALS, Failure.NOT_FOUND})
+_CERTAIN = frozenset({Failure.UNREACHABLE, Failure.BUSY, Failure.CREDENTIALS})
 """Failures that the next request would meet, too."""
 
 _MOST_HEDGES_SAVED = 5.0
 """However long a route was never slow, so many hedges at once are the most that it may make."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # and not frozen, which takes thrice as long to make; nobody changes it
 class Place:
     """A request's place at a backend. `others` are those that its application had already; `since` is monotonic."""
 
@@ -70,6 +71,7 @@ class World:
         self._quotas: dict[str, Quota] = {}
         self._latencies: dict[str, Latency] = {}
         self._tokenizers: dict[str, TokenRatio] = {}
+        self._outputs = answer_lengths()
         self._congestion: dict[str, ShadowPrice] = {}
         self._prefixes = PrefixIndex()
         self._hedges: dict[str, float] = {}
@@ -86,14 +88,17 @@ class World:
             self._circuits.setdefault(name, Circuit())
             self._quotas.setdefault(name, Quota(self._minutes[backend.application]))
             self._latencies.setdefault(name, Latency())
-            self._tokenizers.setdefault(name, TokenRatio())
+            self._tokenizers.setdefault(name, TokenRatio(self._outputs))
             if backend.tier is Tier.SELF_RUN:
                 self._congestion.setdefault(backend.application, ShadowPrice())
 
-    def snapshot(self) -> Snapshot:
-        """The world as it is now. Most of it are live views: a snapshot is for one decision, made at once."""
+    def snapshot(self, catalog: Catalog | None = None) -> Snapshot:
+        """The world as it is now. Most of it are live views: a snapshot is for one decision, made at once.
+
+        `catalog` is the one that a request began with, which may have been replaced.
+        """
         return Snapshot(
-            self._catalog,
+            catalog or self._catalog,
             self.statuses,
             self._in_application,
             self._circuits,
@@ -107,6 +112,10 @@ class World:
     def may_try(self, backend: str, now: float) -> bool:
         """Whether a planned attempt may be made: False where another request just tries whether the backend is back."""
         return self._circuits[backend].try_probe(now)
+
+    def is_sound(self, backend: str) -> bool:
+        """Whether nothing is known against it, so that it needs no probe."""
+        return self._circuits[backend].opened_at == float("-inf")
 
     def occupy(self, attempt: Attempt, now: float) -> Place:
         """Count a request as in flight, from before its first byte is sent, so that a burst does not herd.
@@ -128,7 +137,7 @@ class World:
         self._in_flight[backend.name] += change
         self._in_application[backend.application] += change
         if (congestion := self._congestion.get(backend.application)) is not None:
-            congestion.observe(self._in_application[backend.application], backend.concurrency, now, saving)
+            congestion.observe(self._in_application[backend.application], self._capacity(backend), now, saving)
 
     def opened(self, place: Place, limits: Mapping[str, str], streamed: bool, now: float) -> None:
         """Take note that an answer has begun."""
@@ -141,7 +150,7 @@ class World:
                 now - place.since,
                 prompt_tokens=attempt.input_tokens - attempt.cached_tokens,
                 in_flight=place.others,
-                concurrency=backend.concurrency,
+                concurrency=self._capacity(backend),
                 now=now,
             )
 
@@ -155,7 +164,7 @@ class World:
         self._tokenizers[name].observe(request, usage)
         if first_token is None:
             self._latencies[name].observe_whole(
-                now - place.since, in_flight=place.others, concurrency=backend.concurrency
+                now - place.since, in_flight=place.others, concurrency=self._capacity(backend)
             )
         else:
             self._latencies[name].observe_rest(
@@ -169,14 +178,18 @@ class World:
     def rejected(self, place: Place, now: float) -> None:
         """Take note that the backend found the request itself at fault: it works."""
         self._succeeded(place.backend, place.since, now)
+        self._unsent(place)
 
     def failed(self, place: Place, failure: AttemptFailed, now: float) -> None:
         """Take note of a failure."""
         backend, name = place.backend, place.backend.name
+        if failure.usage is None:
+            self._unsent(place)
         self._read_limits(backend, failure.limits, now)
         asked = failure.retry_after
         if failure.failure is Failure.BUSY and asked is not None:
             self._quotas[name].refused(asked, now)  # it is well, and has said when to come again
+            self._circuits[name].abandoned(place.since)
             return
         certain = failure.failure in _CERTAIN
         if self._circuits[name].failure(now, place.since, certain=certain, retry_after=asked):
@@ -185,14 +198,18 @@ class World:
 
     def abandoned(self, place: Place) -> None:
         """Take note that an attempt was given up without a result."""
-        self._circuits[place.backend.name].abandoned()
+        self._circuits[place.backend.name].abandoned(place.since)
+
+    def earn_hedge(self, route: Route) -> None:
+        """Take note of a request, which earns its route the share of a hedge."""
+        if route.hedge is not None:
+            saved = self._hedges.get(route.name, 0.0) + route.hedge.max_share
+            self._hedges[route.name] = min(saved, _MOST_HEDGES_SAVED)
 
     def hedge_delay(self, attempt: Attempt, route: Route) -> float | None:
         """After how many seconds without a first token a second backend is tried, too; None: not at all."""
         if route.hedge is None:
             return None
-        saved = self._hedges.get(route.name, 0.0) + route.hedge.max_share
-        self._hedges[route.name] = min(saved, _MOST_HEDGES_SAVED)
         others = self._in_application[attempt.backend.application]
         return self._latencies[attempt.backend.name].p95_ttft(attempt.input_tokens - attempt.cached_tokens, others)
 
@@ -219,6 +236,16 @@ class World:
     def _succeeded(self, backend: Backend, sent: float, now: float) -> None:
         if self._circuits[backend.name].success(now, sent):
             log.info("%r answers again", backend.name)
+
+    def _capacity(self, backend: Backend) -> int | None:
+        return capacity(backend, self.statuses.get(backend.application))
+
+    def _unsent(self, place: Place) -> None:
+        """What was not worked on takes nothing from the account: one huge request that is refused blocks nobody."""
+        if place.backend.tier is Tier.HOSTED:
+            self._quotas[place.backend.name].unsent(
+                place.attempt.input_tokens + place.attempt.output_tokens, place.since
+            )
 
     def _read_limits(self, backend: Backend, headers: Mapping[str, str], now: float) -> None:
         if headers:

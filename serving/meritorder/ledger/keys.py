@@ -5,7 +5,6 @@ can neither use a key nor test a guess (OWASP Cryptographic Storage Cheat Sheet)
 """
 
 import contextlib
-import hashlib
 import hmac
 import os
 import secrets
@@ -66,7 +65,7 @@ class KeyStore:
 
     def __init__(self, engine: Engine, secret: bytes) -> None:
         self._engine = engine
-        self._secret = secret
+        self._hmac = hmac.new(secret, digestmod="sha256")
 
     def create(
         self, team: str, name: str = "", limits: KeyLimits = KeyLimits(), *, admin: bool = False
@@ -105,7 +104,10 @@ class KeyStore:
         return {row.digest: _key(row) for row in rows}
 
     def digest(self, text: str) -> bytes:
-        return hmac.digest(self._secret, text.encode("utf-8", "surrogateescape"), hashlib.sha256)
+        # A copy of a begun one, as the one-shot function lets other threads run, and this one wait for its turn.
+        begun = self._hmac.copy()
+        begun.update(text.encode("utf-8", "surrogateescape"))
+        return begun.digest()
 
     def version(self) -> int:
         """A number that grows with every change of the keys, whoever makes it. Read it before `active`."""

@@ -11,6 +11,9 @@ from meritorder.core.pricing import EXACT
 from meritorder.ledger.database import reading
 from meritorder.ledger.schema import spend
 
+_SCOPES_AT_ONCE = 1000
+"""A database takes only so many parameters: SQLite 32,766, PostgreSQL 65,535."""
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetState:
@@ -32,11 +35,14 @@ class BudgetState:
 def budget_states(engine: Engine, allowances: Iterable[Allowance], now: float) -> list[BudgetState]:
     """The state of every budget in `allowances` at `now`, in seconds since the epoch."""
     allowances = list(allowances)
-    present = (and_(spend.c.period == period.value, spend.c.period_start == period.start(now)) for period in Period)
-    scopes = {allowance.scope for allowance in allowances if allowance.budgets}
+    present = [and_(spend.c.period == period.value, spend.c.period_start == period.start(now)) for period in Period]
+    scopes = sorted({allowance.scope for allowance in allowances if allowance.budgets})
+    spent: dict[tuple[str, str], Decimal] = {}
     with reading(engine) as connection:
-        rows = connection.execute(select(spend.c.scope, spend.c.period, spend.c.usd).where(or_(*present)))
-        spent = {(scope, period): usd for scope, period, usd in rows if scope in scopes}
+        for start in range(0, len(scopes), _SCOPES_AT_ONCE):
+            asked = spend.c.scope.in_(scopes[start : start + _SCOPES_AT_ONCE])
+            rows = connection.execute(select(spend.c.scope, spend.c.period, spend.c.usd).where(asked, or_(*present)))
+            spent |= {(scope, period): usd for scope, period, usd in rows}
     return [
         BudgetState(
             allowance.scope,

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 * 1024
 _REJECTED = "rejected.jsonl"
 
+MOST_ENDED_ELSEWHERE = 100_000
+"""Ids whose beginnings are looked for. Of one that is forgotten, the segment stays until the process ends."""
+
 
 class Line(msgspec.Struct, array_like=True, frozen=True):
     """What is known of a request: at its `begin`, if nothing more is heard of it, or at its `end`."""
@@ -179,6 +182,7 @@ class SpoolReader:
         self._folder = folder
         self._segments: dict[Path, _Segment] = {}
         self._open: dict[str, tuple[_Segment, UsageRecord]] = {}
+        self._ended_elsewhere: dict[str, None] = {}  # in this order; their beginnings have not been read yet
         self._unsettled: list[UsageRecord] = []
         self.writer_ended = False
         self.removed = 0
@@ -193,21 +197,34 @@ class SpoolReader:
             if not self._unsettled and self.writer_ended:
                 self._unsettled = [_interrupted(begun) for _, begun in self._open.values()]
             if not self._unsettled:
+                self._ended_elsewhere.clear()  # whatever they began with was written before they ended, and so is read
                 self._remove()
         return self._unsettled
 
     def settled(self) -> None:
         """What was read last is stored."""
-        self.ended_elsewhere(self._unsettled)
+        for record in self._unsettled:
+            self._forget(record.id)
         self._unsettled = []
         self._remove()
 
     def ended_elsewhere(self, records: Iterable[UsageRecord]) -> None:
-        """These requests are stored, too, and what they began with here is not needed any more."""
+        """These requests are stored, too, and what they began with here is not needed, even if it is yet to be read."""
         for record in records:
-            if record.id in self._open:
-                segment, _ = self._open.pop(record.id)
-                segment.open.discard(record.id)
+            self._forget(record.id)
+            self._ended_elsewhere[record.id] = None
+        while len(self._ended_elsewhere) > MOST_ENDED_ELSEWHERE:
+            del self._ended_elsewhere[next(iter(self._ended_elsewhere))]
+
+    @property
+    def remembered(self) -> int:
+        """How many ended elsewhere and may have a beginning here that has not been read yet."""
+        return len(self._ended_elsewhere)
+
+    def _forget(self, record_id: str) -> None:
+        if record_id in self._open:
+            segment, _ = self._open.pop(record_id)
+            segment.open.discard(record_id)
 
     def _read_ended(self) -> list[UsageRecord]:
         # Listed before they are read: a segment that is not the last will not grow any more.
@@ -231,8 +248,8 @@ class SpoolReader:
                 continue
             if line.event == "end":
                 yield line.record
-            else:
-                self.ended_elsewhere([line.record])  # what it began with before is out of date
+            elif line.record.id not in self._ended_elsewhere:
+                self._forget(line.record.id)  # what it began with before is out of date
                 segment.open.add(line.record.id)
                 self._open[line.record.id] = segment, line.record
 

@@ -74,6 +74,7 @@ def _self_run(model: Model) -> Backend:
         price=FREE,
         concurrency=sequences * spec.scaling.min_replicas,
         replica_hour_price=spec.replica_hour_price,
+        replica_concurrency=sequences,
     )
 
 

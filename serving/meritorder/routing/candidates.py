@@ -9,6 +9,7 @@ from meritorder.core.pricing import NoPrice
 from meritorder.core.request import PREFIX_BLOCK_BYTES, InferenceRequest
 from meritorder.routing.filters import (
     Refusal,
+    capacity,
     endpoint_of,
     incapable,
     is_full,
@@ -54,7 +55,8 @@ class Option:
     """A candidate against which nothing but a `doubt` speaks.
 
     `number` is its place in the route, `value` its utility in US dollars without congestion, of which `quality`, `cost`
-    and `lateness` are the parts. `full` hosted backends would queue. `opened_at` is that of the circuit.
+    and `lateness` are the parts. `capacity` is how many requests it serves at once; `full` hosted backends would queue.
+    `opened_at` is that of the circuit.
     """
 
     number: int
@@ -70,6 +72,7 @@ class Option:
     cached_tokens: int
     output_tokens: float
     in_flight: int
+    capacity: int | None
     full: bool
     doubt: Rejected | None
     opened_at: float
@@ -104,7 +107,8 @@ def consider(terms: Terms, number: int, candidate: Candidate) -> Option | Reject
     if circuit is not None and (reason := circuit.closed_to(terms.now)):
         opened_at = circuit.opened_at
         doubt = doubt or Rejected(backend, Rejection.CIRCUIT_OPEN, reason, circuit.retry_after(terms.now))
-    return _estimate(terms, number, candidate, backend, base_url, ratio, most_input, doubt, opened_at)
+    places = capacity(backend, status)
+    return _estimate(terms, number, candidate, backend, base_url, ratio, most_input, doubt, opened_at, places)
 
 
 def _estimate(
@@ -117,6 +121,7 @@ def _estimate(
     most_input: int,
     doubt: Rejected | None,
     opened_at: float,
+    places: int | None,
 ) -> Option | Rejected:
     snapshot, request, now = terms.snapshot, terms.request, terms.now
     name = backend.name
@@ -133,7 +138,7 @@ def _estimate(
     latency = snapshot.latencies.get(name)
     ttft = None
     if latency is not None:
-        ttft = latency.predict(input_tokens - cached_tokens, in_flight, backend.concurrency, now)
+        ttft = latency.predict(input_tokens - cached_tokens, in_flight, places, now)
     refusal = unaffordable(bound, unpriced, request.overrides, terms.headroom, terms.budgeted)
     if refusal := refusal or too_slow(ttft, request.overrides):
         return Rejected(backend, *refusal)
@@ -144,7 +149,7 @@ def _estimate(
     late = lateness(objective, ttft)
     return Option(
         number, backend, base_url, quality - cost - late, quality, cost, late, bound, ttft, input_tokens, cached_tokens,
-        output_tokens, in_flight, hosted and is_full(backend, in_flight), doubt, opened_at,
+        output_tokens, in_flight, places, hosted and is_full(backend, in_flight), doubt, opened_at,
     )  # fmt: skip
 
 

@@ -103,6 +103,14 @@ def too_slow(ttft: float | None, overrides: Overrides) -> Refusal | None:
     )
 
 
+def capacity(backend: Backend, status: ApplicationStatus | None) -> int | None:
+    """How many requests it serves at once, with the replicas that run; where that is unknown, with those it should have
+    at least. None: unknown."""
+    if status is None or status.running_replicas < 1 or backend.replica_concurrency is None:
+        return backend.concurrency
+    return backend.replica_concurrency * status.running_replicas
+
+
 def is_full(backend: Backend, in_flight: int) -> bool:
     """Whether one more request would queue. An account's limit is shared by all of its models."""
     account = backend.limits.concurrency

@@ -33,16 +33,17 @@ class Circuit:
     Closed, it lets all requests through. It opens after failures and rests, each time twice as long as before; then,
     half-open, it lets one through as a probe, whose result closes it or opens it again.
 
-    A result comes with the time at which its request was `sent`: what was sent before the circuit opened says nothing
-    on how the backend is since then.
+    A result comes with the time at which its request was `sent`: what was sent before the circuit opened, or closed,
+    says nothing on how the backend is since then.
     """
 
-    __slots__ = ("_in_a_row", "_opened_at", "_openings", "_probe_at", "_results", "_until")
+    __slots__ = ("_closed_at", "_in_a_row", "_opened_at", "_openings", "_probe_at", "_results", "_until")
 
     def __init__(self) -> None:
         self._in_a_row = 0
         self._openings = 0  # in a row, without a success between them
         self._opened_at: float | None = None
+        self._closed_at = float("-inf")
         self._until = 0.0
         self._probe_at: float | None = None
         self._results: deque[list[float]] = deque()  # [slot, results, failures]
@@ -81,17 +82,21 @@ class Circuit:
         self._probe_at = now
         return True
 
-    def abandoned(self) -> None:
-        """A request that may have been the probe was given up, without a result."""
-        self._probe_at = None
+    def abandoned(self, sent: float) -> None:
+        """A request was given up without a result; if it was the probe, the next one may be it."""
+        # The probe is sent after it was let through, and until it has a result nobody else is.
+        if self._probe_at is not None and sent >= self._probe_at:
+            self._probe_at = None
 
     def success(self, now: float, sent: float | None = None) -> bool:
         """Take note of an answer; whether that closed the circuit."""
         if self._opened_at is not None:
             if sent is not None and sent < self._opened_at:
                 return False
-            self._close()
+            self._close(now)
             return True
+        if self._stale(sent):
+            return False
         self._in_a_row = 0
         self._count(now, failed=False)
         return False
@@ -106,6 +111,8 @@ class Circuit:
         wish = min(max(retry_after or 0.0, 0.0), _LONGEST_WISH_SECONDS)
         if self._opened_at is not None:
             self._failed_again(now, sent, wish)
+            return False
+        if self._stale(sent):
             return False
         self._in_a_row += 1
         self._count(now, failed=True)
@@ -129,10 +136,14 @@ class Circuit:
         self._until = now + max(rest, wish)
         self._probe_at = None
 
-    def _close(self) -> None:
+    def _close(self, now: float) -> None:
+        self._closed_at = now
         self._in_a_row = self._openings = 0
         self._opened_at = self._probe_at = None
         self._results.clear()
+
+    def _stale(self, sent: float | None) -> bool:
+        return sent is not None and sent < self._closed_at
 
     def _probing(self, now: float) -> bool:
         return self._probe_at is not None and now - self._probe_at < _PROBE_SECONDS

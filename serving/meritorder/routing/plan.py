@@ -99,7 +99,7 @@ def _congestion(terms: Terms, option: Option, alternative: float | None) -> tupl
     units = work(option.input_tokens, option.cached_tokens, option.output_tokens)
     reference = NOMINAL_REFERENCE if alternative is None else max(0.0, option.value - alternative)
     price = terms.snapshot.congestion.get(backend.application, _IDLE)
-    congestion = price.price(reference, units, option.in_flight, backend.concurrency, terms.now)
+    congestion = price.price(reference, units, option.in_flight, option.capacity, terms.now)
     return congestion, None if alternative is None else reference / units
 
 

@@ -45,6 +45,16 @@ class MinuteWindow:
         self.requests += requests
         self.tokens += tokens
 
+    def take_back(self, at: float, *, requests: int = 0, tokens: int = 0) -> None:
+        """What was added at `at` does not count; what has left the minute since then does not anyway."""
+        for slot in self._slots:
+            if slot[0] == at // _SLOT_SECONDS:
+                requests, tokens = min(requests, int(slot[_REQUESTS])), min(tokens, int(slot[_TOKENS]))
+                slot[_REQUESTS] -= requests
+                slot[_TOKENS] -= tokens
+                self.requests -= requests
+                self.tokens -= tokens
+
     def used_up(self, limits: Limits, tokens: float, now: float) -> tuple[str, float] | None:
         """Which limit one more request would break, and in how many seconds it would not; None: none."""
         # The totals may have more in them than the last minute, so what fits beside them fits.
@@ -116,6 +126,13 @@ class Quota:
         self.minute.add(now, requests=1, tokens=tokens)
         for kind, remaining in self._left.items():
             remaining.left -= 1 if kind == "requests" else tokens
+
+    def unsent(self, tokens: int, sent: float) -> None:
+        """What went out at `sent`, booked with so many tokens, was not worked on and counts for nothing."""
+        self.minute.take_back(sent, requests=1, tokens=tokens)
+        for kind, remaining in self._left.items():
+            if remaining.at <= sent:  # else the provider has said since what is left
+                remaining.left += 1 if kind == "requests" else tokens
 
     def settled(self, tokens: int, now: float) -> None:
         """It had so many tokens more than was thought; if fewer, the provider may have counted the thought ones."""

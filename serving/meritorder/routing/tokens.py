@@ -22,6 +22,10 @@ _TEMPLATE_TOKENS = 8
 _MOST_TEMPLATE_TOKENS = 64
 """What a chat template adds to the text: a few tokens per message, and some models' own preamble."""
 
+_WEIGHT_OF_ALL = 20.0
+"""How many answers of a backend's own count as much as those of all. How long an answer is lies in the request more
+than in the backend; and one that has not been tried must not seem dearer than it is, or it never will be."""
+
 _LEARNT_AFTER = 20
 _LEAST_BYTES = 256
 """Of shorter texts the template is the larger part, and they say nothing on the tokenizer."""
@@ -39,8 +43,9 @@ _MEDIA = {
 }
 """Tokens that are expected, at least and one per so many bytes; then the same as a bound.
 
-Nothing says how many pixels, seconds or pages there are, so the size of the body has to. Most models count an image as
-some 85 to 5,000 tokens, a second of sound as 10 to 32, and a page of a PDF as some hundreds to 3,000. Sources:
+Nothing says how many pixels, seconds or pages there are, so the size of the body has to; of media that are given by
+their address, only the number is known. Most models count an image as some 85 to 5,000 tokens, a second of sound as 10
+to 32, and a page of a PDF as some hundreds to 3,000. Sources:
 https://platform.openai.com/docs/guides/images-vision, https://docs.claude.com/en/docs/build-with-claude/vision,
 https://ai.google.dev/gemini-api/docs/tokens
 """
@@ -50,25 +55,27 @@ class TokenRatio:
     """What a backend's usage has taught about its tokenizer, and about how long its answers are.
 
     `bytes_per_token` is the mean, and `safe_bytes_per_token` so few that a text hardly ever has more tokens than they
-    say.
+    say. `outputs` is the length of all backends' answers, which they share.
     """
 
-    __slots__ = ("_low", "_output", "_ratio", "bytes_per_token", "safe_bytes_per_token")
+    __slots__ = ("_low", "_output", "_outputs", "_ratio", "bytes_per_token", "safe_bytes_per_token")
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: Mean | None = None) -> None:
         self.bytes_per_token: float = BYTES_PER_TOKEN
         self.safe_bytes_per_token: float = SAFE_BYTES_PER_TOKEN
         self._ratio = Mean(memory=200)
         self._low = Quantile(0.02)
         self._output = Mean(memory=100)
-        self._output.value = DEFAULT_EXPECTED_OUTPUT  # until the first is added, which then counts alone
+        self._outputs = answer_lengths() if outputs is None else outputs
 
     def observe(self, request: InferenceRequest, usage: Usage) -> None:
         """Learn from a complete answer. What was only estimated teaches nothing."""
         if usage.estimated:
             return
         if request.endpoint.generative:
-            self._output.add(usage.output_tokens / max(1, request.choices))
+            length = usage.output_tokens / max(1, request.choices)
+            self._output.add(length)
+            self._outputs.add(length)
         tokens = usage.input_tokens - _TEMPLATE_TOKENS
         if tokens > 0 and request.text_bytes >= _LEAST_BYTES and not request.modalities:
             self._learn(max(_LEAST_BYTES_PER_TOKEN, request.text_bytes / tokens))
@@ -93,9 +100,18 @@ class TokenRatio:
         """Tokens of the answer, all choices together."""
         if request.endpoint is _EMBEDDINGS:
             return 0.0
-        expected = self._output.value * request.choices
+        own, shared = self._output, self._outputs
+        mean = (own.value * own.count + shared.value * _WEIGHT_OF_ALL) / (own.count + _WEIGHT_OF_ALL)
+        expected = mean * request.choices
         limit = request.max_output_tokens
         return expected if limit is None or expected <= limit else limit
+
+
+def answer_lengths() -> Mean:
+    """What backends share as their `outputs`: the default until the first answer, which then counts alone."""
+    lengths = Mean(memory=100)
+    lengths.value = DEFAULT_EXPECTED_OUTPUT
+    return lengths
 
 
 def least_input(text_bytes: int) -> int:
@@ -118,7 +134,10 @@ def media_tokens(request: InferenceRequest) -> tuple[int, int]:
         return 0, 0
     size = max(0, request.body_size - request.text_bytes)
     rules = [_MEDIA[modality] for modality in request.modalities]
-    # Which bytes are whose is unknown, so they all count as those with the most tokens.
-    expected = max(max(least, int(size / per)) for least, per, _, _ in rules)
-    most = sum(least for _, _, least, _ in rules) + max(int(size / per) for _, _, _, per in rules)
+    # Which bytes and items are whose is unknown, so they all count as those with the most tokens.
+    items = max(1, request.media_items)
+    expected = max(max(items * least, int(size / per)) for least, per, _, _ in rules)
+    leasts = [least for _, _, least, _ in rules]
+    others = max(0, items - len(rules))
+    most = sum(leasts) + others * max(leasts) + max(int(size / per) for _, _, _, per in rules)
     return expected, most

@@ -8,7 +8,10 @@ import logging
 import sys
 import time
 import traceback
+from functools import lru_cache
 from types import TracebackType
+
+import msgspec
 
 from meritorder.core.usage import UsageRecord
 
@@ -24,10 +27,9 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
+            "level": _level(record.levelname),
             "logger": record.name,
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
@@ -35,7 +37,23 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = record.exc_info[0].__qualname__
             line["at"] = _frames(record.exc_info[2])
-        return json.dumps(line, default=str)
+        try:
+            return _encode(line).decode()
+        except ValueError:  # a text that is none, as a path may be
+            return json.dumps(line, default=str)
+
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+@lru_cache(maxsize=1)
+def _second(moment: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
+
+
+@lru_cache
+def _level(name: str) -> str:
+    return name.lower()
 
 
 def configure(level: str = "INFO") -> None:
@@ -43,13 +61,16 @@ def configure(level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change, of which we tell the outcome
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line has them
+    for name in ("watchfiles", "alembic"):  # they tell of each step, of which we tell the outcome
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def log_request(record: UsageRecord) -> None:
     """The one line of a request that has ended."""
     if not _requests.isEnabledFor(logging.INFO):
         return
+    usage = record.usage
     fields = {
         "request_id": record.request_id,
         "team": record.team,
@@ -61,13 +82,16 @@ def log_request(record: UsageRecord) -> None:
         "attempts": record.attempts,
         "outcome": record.outcome,
         "status": record.status,
-        "input_tokens": record.usage.input_tokens,
-        "output_tokens": record.usage.output_tokens,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
         "cost_usd": format(record.cost, "f"),
         "ttft": record.time_to_first_token,
         "duration": round(record.duration, 6),
     }
-    _requests.info("request", extra={"fields": fields})
+    # Made by hand: which of our lines it is need not be searched for on the stack.
+    line = logging.LogRecord(_requests.name, logging.INFO, __file__, 0, "request", (), None)
+    line.fields = fields
+    _requests.handle(line)
 
 
 def log_fault(request_id: str, error: Exception) -> None:

@@ -3,6 +3,8 @@
 Every label has a bounded set of values: names from manifests, and enums. What a client sends is never one.
 """
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -21,31 +23,29 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         served = ("route", "arm", "backend", "team", "endpoint")
-        self._requests = Counter(
+        requests = Counter(
             "meritorder_requests",
             "Requests let in, by how they ended.",
             (*served, "outcome"),
             registry=registry,
         )
-        self._duration = Histogram(
+        duration = Histogram(
             "meritorder_request_duration_seconds",
             "From the request's arrival to the last byte of its answer.",
             ("route", "arm", "backend", "endpoint"),
             buckets=_DURATION_SECONDS,
             registry=registry,
         )
-        self._ttft = Histogram(
+        ttft = Histogram(
             "meritorder_time_to_first_token_seconds",
             "From the request's arrival to the first event of a streamed answer.",
             ("route", "arm", "backend"),
             buckets=_TTFT_SECONDS,
             registry=registry,
         )
-        self._tokens = Counter("meritorder_tokens", "Tokens used.", ("backend", "team", "direction"), registry=registry)
-        self._cost = Counter(
-            "meritorder_cost_usd", "Marginal cost in US dollars.", ("backend", "team"), registry=registry
-        )
-        self._attempts = Counter(
+        tokens = Counter("meritorder_tokens", "Tokens used.", ("backend", "team", "direction"), registry=registry)
+        cost = Counter("meritorder_cost_usd", "Marginal cost in US dollars.", ("backend", "team"), registry=registry)
+        attempts = Counter(
             "meritorder_attempts",
             "Attempts at a backend, by outcome.",
             ("backend", "outcome"),
@@ -60,6 +60,13 @@ class Metrics:
             ("code",),
             registry=registry,
         )
+        # Of those that each request counts, the series are remembered: to look one up takes longer than to count.
+        self._requests = cache(requests.labels)
+        self._duration = cache(duration.labels)
+        self._ttft = cache(ttft.labels)
+        self._tokens = cache(tokens.labels)
+        self._cost = cache(cost.labels)
+        self._attempts = cache(attempts.labels)
         self.in_flight = Gauge(
             "meritorder_in_flight_requests", "Requests open at a backend.", ("backend",), registry=registry
         )
@@ -89,7 +96,7 @@ class Metrics:
         )
 
     def attempted(self, backend: str, outcome: str) -> None:
-        self._attempts.labels(backend, outcome).inc()
+        self._attempts(backend, outcome).inc()
 
     def hedged(self, route: str) -> None:
         self._hedges.labels(route).inc()
@@ -101,16 +108,15 @@ class Metrics:
         """Count one request that has ended."""
         backend = record.backend or _NONE
         arm = record.arm or ""
-        labels = (record.route, arm, backend, record.team, record.endpoint)
-        self._requests.labels(*labels, record.outcome).inc()
-        self._duration.labels(record.route, arm, backend, record.endpoint).observe(record.duration)
+        self._requests(record.route, arm, backend, record.team, record.endpoint, record.outcome).inc()
+        self._duration(record.route, arm, backend, record.endpoint).observe(record.duration)
         if record.time_to_first_token is not None:
-            self._ttft.labels(record.route, arm, backend).observe(record.time_to_first_token)
+            self._ttft(record.route, arm, backend).observe(record.time_to_first_token)
         for charge in record.charges:
-            self._tokens.labels(charge.backend, record.team, "input").inc(charge.usage.input_tokens)
-            self._tokens.labels(charge.backend, record.team, "output").inc(charge.usage.output_tokens)
+            self._tokens(charge.backend, record.team, "input").inc(charge.usage.input_tokens)
+            self._tokens(charge.backend, record.team, "output").inc(charge.usage.output_tokens)
             if charge.cost is not None:
-                self._cost.labels(charge.backend, record.team).inc(float(charge.cost))
+                self._cost(charge.backend, record.team).inc(float(charge.cost))
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

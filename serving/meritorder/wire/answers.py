@@ -4,12 +4,13 @@ Only what decides something is checked. Usage in a shape of its own, say, is no 
 the client can read well: it is estimated then.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from meritorder.core.catalog import Endpoint
+from meritorder.core.pricing import ServiceTier
 from meritorder.core.request import InferenceRequest
 from meritorder.core.tokens import estimated_tokens
 from meritorder.core.usage import Usage
@@ -37,27 +38,36 @@ class _Answer(msgspec.Struct):
     usage: Any = None
     choices: list[_Choice] | None = None
     error: Any = None
+    service_tier: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Answer)
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 _MOST_TOKENS = 10**12
 """More than any answer has; a number beyond it is a fault, and would not fit into the database."""
 
+_MOST_TOKEN_BYTES = 16
+"""Hardly any token of any tokenizer is longer, so an event of one token counts as one, and a longer one as several."""
+
 _NOTHING: Mapping[str, Any] = {}
+_SERVICE_TIERS = {tier.value: tier for tier in ServiceTier}
 
 
 class StreamReader:
     """Reads a stream event by event as it passes: usage, the end, and errors; the bytes stay as they are.
 
-    `tokens` counts the events that say something. A stream opens with one that has nothing but a role, which
-    OpenAI sends before the model has begun to think.
+    `tokens` is an estimate: each event that says something counts as one, or as one for every 16 bytes of text that it
+    has, begun ones included, where those are more. A stream opens with an event that has nothing but a role, which
+    OpenAI sends before the model has begun to think, and which counts as none. `service_tier` is the one that the
+    request was served in, None where no event names one that is known.
     """
 
-    __slots__ = ("done", "tokens", "usage")
+    __slots__ = ("done", "service_tier", "tokens", "usage")
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
+        self.service_tier: ServiceTier | None = None
         self.done = False
         self.tokens = 0
 
@@ -79,32 +89,37 @@ class StreamReader:
         answer = _decode(data)
         if answer.error is not None:
             raise ErrorEvent(_status_of(answer.error))
-        self.tokens += any(_says_something(choice) for choice in answer.choices or ())
+        self.tokens += _tokens_in(answer.choices or ())
+        if answer.service_tier is not None:
+            self.service_tier = _service_tier(answer) or self.service_tier
         if answer.usage is None:
             return False
         self.usage = _usage(answer.usage, generative=True) or self.usage
         return not answer.choices
 
 
-def usage_of(endpoint: Endpoint, body: bytes) -> Usage | None:
-    """The usage that a whole answer of `endpoint` reports, if any.
+def whole_answer(endpoint: Endpoint, body: bytes) -> tuple[Usage | None, ServiceTier | None]:
+    """The usage that a whole answer of `endpoint` reports, and the service tier that it came from, if any.
 
     Raises:
         MalformedAnswer: the body is no JSON object.
     """
-    return _usage(_decode(body).usage, endpoint.generative)
+    answer = _decode(body)
+    return _usage(answer.usage, endpoint.generative), _service_tier(answer)
 
 
 def is_error(body: bytes) -> bool:
-    """Whether `body` is an error that a client of OpenAI can read."""
+    """Whether a client can read in `body` why its request was rejected: a JSON object. OpenAI's has `error`, and
+    that of others has what it has."""
     try:
-        return _decode(body).error is not None
-    except MalformedAnswer:
+        _object_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
+    return True
 
 
 def estimate(request: InferenceRequest, tokens: int) -> Usage:
-    """Usage where none was reported. `tokens` is the output: an event of a stream has one, as engines stream."""
+    """Usage where none was reported. `tokens` is the output, as `StreamReader` or `output_tokens_in` estimate it."""
     return Usage(estimated_tokens(request.text_bytes), tokens, estimated=True)
 
 
@@ -128,6 +143,37 @@ def _says_something(choice: _Choice) -> bool:
     return bool(choice.text)
 
 
+def _tokens_in(choices: Sequence[_Choice]) -> int:
+    if not any(map(_says_something, choices)):
+        return 0
+    return max(1, -(-sum(map(_text_bytes, choices)) // _MOST_TOKEN_BYTES))
+
+
+def _text_bytes(choice: _Choice) -> int:
+    delta = choice.delta
+    if not isinstance(delta, dict):
+        return _bytes(choice.text)
+    size = _bytes(delta.get("content"))
+    if size and len(delta) == 1:  # as in nearly all events
+        return size
+    size += _bytes(delta.get("reasoning_content") or delta.get("reasoning")) + _bytes(delta.get("refusal"))
+    calls = delta.get("tool_calls")
+    functions = [_dict(_dict(call).get("function")) for call in (calls if isinstance(calls, list) else ())]
+    functions.append(_dict(delta.get("function_call")))
+    return size + sum(_bytes(function.get("name")) + _bytes(function.get("arguments")) for function in functions)
+
+
+def _bytes(text: Any) -> int:
+    if not isinstance(text, str):
+        return 0
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _service_tier(answer: _Answer) -> ServiceTier | None:
+    said = answer.service_tier
+    return _SERVICE_TIERS.get(said) if isinstance(said, str) else None
+
+
 def _usage(usage: Any, generative: bool) -> Usage | None:
     """None where a count is missing that a bill rests on: an estimate is better than an exact zero.
 
@@ -143,8 +189,8 @@ def _usage(usage: Any, generative: bool) -> Usage | None:
         made = 0
     if given is None or made is None:
         return None
-    input_details = _details(usage, "input_tokens_details" if newer else "prompt_tokens_details")
-    output_details = _details(usage, "output_tokens_details" if newer else "completion_tokens_details")
+    input_details = _dict(usage.get("input_tokens_details" if newer else "prompt_tokens_details"))
+    output_details = _dict(usage.get("output_tokens_details" if newer else "completion_tokens_details"))
     reasoning = _count(output_details, "reasoning_tokens") or 0
     if reasoning and _count(usage, "total_tokens") == given + made + reasoning:
         made += reasoning  # xAI counts it beside the completion
@@ -166,9 +212,8 @@ def _usage(usage: Any, generative: bool) -> Usage | None:
     return Usage(given, made, read, written, audio_in, image_in, reasoning, audio_out, image_out)
 
 
-def _details(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    details = usage.get(name)
-    return details if isinstance(details, dict) else _NOTHING
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else _NOTHING
 
 
 def _first_count(*places: tuple[Mapping[str, Any], str]) -> int:

@@ -17,6 +17,8 @@ from meritorder.wire.prompts import Prompt, is_given, of_messages, of_texts, pre
 from meritorder.wire.validation import invalid_field, plain
 
 _NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
+_Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
+"""OpenAI's bound on `n`. Each choice is reserved for, so without one a single request could reserve everything."""
 
 
 class _StreamOptions(msgspec.Struct):
@@ -30,16 +32,27 @@ class _Request(msgspec.Struct):
     max_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    n: _Choices | None = None
 
     service_tier: Any = None
     user: Any = None
 
 
+_ABSENT = msgspec.Raw(b"")
+
+
 class _Message(msgspec.Struct):
     role: _NonEmpty
     content: str | list[Any] | None = None
-    tool_calls: msgspec.Raw = msgspec.Raw(b"")
+    name: msgspec.Raw = _ABSENT
+    tool_calls: msgspec.Raw = _ABSENT
+    function_call: msgspec.Raw = _ABSENT
+    reasoning: msgspec.Raw = _ABSENT
+    reasoning_content: msgspec.Raw = _ABSENT
+    refusal: msgspec.Raw = _ABSENT
+
+    def beside_content(self) -> tuple[msgspec.Raw, ...]:
+        return self.name, self.tool_calls, self.function_call, self.reasoning, self.reasoning_content, self.refusal
 
 
 class _ChatRequest(_Request, kw_only=True):
@@ -51,12 +64,14 @@ class _ChatRequest(_Request, kw_only=True):
 
     @property
     def output_limit(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        # Where both are given, which one counts is the backend's affair.
+        given = [limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None]
+        return max(given, default=None)
 
 
 class _CompletionRequest(_Request, kw_only=True):
     prompt: str | list[Any]
-    best_of: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    best_of: _Choices | None = None
 
     def prompt_and_choices(self) -> tuple[Prompt, int]:
         prompt, number = of_texts(self.prompt)
@@ -92,6 +107,9 @@ _DEFAULT_COMPLETION_TOKENS = 16
 _BEGINNING = ("tools", "messages", "prompt", "input")
 """The fields that a prompt is made of, in the order in which models are given them."""
 
+_SHAPING = ("tools", "functions", "response_format", "prediction")
+"""The fields that are given to models beside the prompt."""
+
 _SERVICE_TIERS = {tier.value: tier for tier in ServiceTier}
 _NO_HEADERS: Mapping[bytes, bytes] = {}
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -124,7 +142,7 @@ def parse_request(
     asked = overrides.read_overrides(fields.pop(overrides.FIELD, None), headers)
     prompt, choices = parsed.prompt_and_choices()
     limit = parsed.output_limit
-    shaping = [fields[name] for name in ("tools", "functions", "response_format") if is_given(fields.get(name))]
+    shaping = [fields[name] for name in _SHAPING if is_given(fields.get(name))]
 
     def body_for(upstream_model: str) -> bytes:
         return _encode(fields | _changes(upstream_model, fields, stream))
@@ -141,10 +159,11 @@ def parse_request(
         max_output_tokens=None if limit is None else limit * choices,
         choices=choices,
         modalities=prompt.modalities,
+        media_items=prompt.media_items,
         tools=is_given(fields.get("tools")) or is_given(fields.get("functions")),
         structured_output=_is_structured(fields.get("response_format")),
         service_tier=_SERVICE_TIERS.get(str(getattr(parsed, "service_tier", "")), ServiceTier.DEFAULT),
-        prefix=prefix_hashes(*(bytes(fields[name]) for name in _BEGINNING if name in fields)),
+        prefix=prefix_hashes(*(fields[name] for name in _BEGINNING if name in fields)),
         user=parsed.user if isinstance(parsed.user, str) else None,
         session=overrides.session_of(headers),
         overrides=asked,

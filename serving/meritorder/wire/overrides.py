@@ -7,6 +7,7 @@ SDKs send such an object as `extra_body`. It is taken out of the body before a b
 against the same field of the body, which is closer to whoever wrote the request.
 """
 
+import math
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
@@ -21,6 +22,8 @@ from meritorder.wire.validation import invalid_field, plain
 FIELD = "meritorder"
 SESSION_HEADER = b"x-meritorder-session"
 _MOST_SESSION_BYTES = 256
+_MOST_MAGNITUDE = 18
+"""Powers of ten. Refusals write amounts out, and of 1e999999999 there would be a gigabyte."""
 
 _HEADERS = {f"x-meritorder-{override.value.replace('_', '-')}".encode(): override for override in Override}
 _NUMBERS = (Override.MAX_COST, Override.MAX_TTFT, Override.MIN_QUALITY)
@@ -31,7 +34,7 @@ class _Fields(msgspec.Struct, forbid_unknown_fields=True):
     max_cost_usd: Decimal | None = None
     max_ttft_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
     min_quality: _Share | None = None
-    backend: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    backend: Annotated[str, msgspec.Meta(min_length=1, max_length=300)] | None = None
     exclude: list[str] = []
 
 
@@ -54,11 +57,9 @@ def read_overrides(field: msgspec.Raw | None, headers: Mapping[bytes, bytes]) ->
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     cost = header.max_cost_usd if body.max_cost_usd is None else body.max_cost_usd
-    if cost is not None and not (cost.is_finite() and cost >= 0):
-        raise _invalid("Expected a number of US dollars of at least 0 - at `$.max_cost_usd`")
     ttft = header.max_ttft_ms if body.max_ttft_ms is None else body.max_ttft_ms
     return Overrides(
-        max_cost=cost,
+        max_cost=None if cost is None else _amount(cost),
         max_ttft=None if ttft is None else ttft / 1000,
         min_quality=header.min_quality if body.min_quality is None else body.min_quality,
         backend=body.backend or header.backend,
@@ -82,7 +83,19 @@ def _from_header(override: Override, value: bytes) -> Any:
         number = Decimal(text)
     except InvalidOperation:
         raise _invalid(f"Expected a number, got {text[:40]!r} - at `$.{override.value}`") from None
-    return number if override is Override.MAX_COST else float(number)
+    if override is Override.MAX_COST:
+        return number
+    if number.is_nan() or math.isinf(float(number)):
+        raise _invalid(f"Expected a number, got {text[:40]!r} - at `$.{override.value}`")
+    return float(number)
+
+
+def _amount(cost: Decimal) -> Decimal:
+    if cost.is_zero():
+        return Decimal(0)
+    if not cost.is_finite() or cost < 0 or abs(cost.adjusted()) > _MOST_MAGNITUDE:
+        raise _invalid("Expected a number of US dollars, 0 or from 1e-18 to 1e18 - at `$.max_cost_usd`")
+    return +cost  # with no more digits than other amounts, however many were sent
 
 
 def _invalid(text: str) -> InvalidRequest:

@@ -1,7 +1,7 @@
 """What a prompt in OpenAI's format is made of: how much text, which media, and how it begins.
 
-It is looked at to choose a backend, and never changed. What is of no known shape counts as nothing: whether it is
-right is for the backend to say.
+It is looked at to choose a backend, and never changed. What is of no known shape counts as text of its size, since some
+backend may give it to its model: whether it is right is for that one to say.
 """
 
 from collections.abc import Iterable
@@ -24,32 +24,39 @@ _MODALITIES = {
 }
 """Types of content parts. Source: https://platform.openai.com/docs/api-reference/chat/create"""
 
+_encode = msgspec.json.encode
 _NOTHING = (b"", b"null", b"[]", b"{}", b"false")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`text_bytes` is the size of the text in UTF-8; a prompt of token ids counts as text of as many tokens."""
+    """`text_bytes` is the size of the text in UTF-8; a prompt of token ids counts as text of as many tokens.
+
+    `media_items` is how many images, sounds and files there are; their payload is no text.
+    """
 
     text_bytes: int = 0
     modalities: frozenset[Modality] = frozenset()
+    media_items: int = 0
 
 
 def of_messages(messages: Iterable[Any]) -> Prompt:
-    """A chat. Each message has `content` and `tool_calls` (raw)."""
-    size, modalities = 0, set()
+    """A chat. Each message has `content`, and `beside_content` what else of it (raw) models are given."""
+    size, items = 0, 0
+    modalities: set[Modality] = set()
     for message in messages:
         content = message.content
         if isinstance(content, str):
             size += _bytes(content)
         elif content:
             for part in content:
-                size += _text_of(part)
-                if isinstance(part, dict) and part.get("type") in _MODALITIES:
-                    modalities.add(_MODALITIES[part["type"]])
-        if message.tool_calls:
-            size += len(message.tool_calls)
-    return Prompt(size, frozenset(modalities))
+                modality = _modality_of(part)
+                size += _text_of(part, modality)
+                if modality is not None:
+                    modalities.add(modality)
+                    items += 1
+        size += sum(len(raw) for raw in message.beside_content() if raw and is_given(raw))
+    return Prompt(size, frozenset(modalities), items)
 
 
 def of_texts(prompt: str | list[Any]) -> tuple[Prompt, int]:
@@ -67,19 +74,23 @@ def is_given(raw: msgspec.Raw | None) -> bool:
     return raw is not None and bytes(raw) not in _NOTHING
 
 
-def prefix_hashes(*parts: bytes) -> tuple[int, ...]:
+def prefix_hashes(*parts: bytes | msgspec.Raw) -> tuple[int, ...]:
     """Hashes of the beginning, block by block; each covers all before it. They mean nothing outside this process.
 
-    Tools come before messages, as they do in what models are given.
+    Tools come before messages, as they do in what models are given. Blocks do not reach from one part into the next:
+    what is left at the end of a part has no hash of its own, and counts in those that follow.
     """
     hashes: list[int] = []
     chain = 0
     for part in parts:
-        for start in range(0, len(part) - PREFIX_BLOCK_BYTES + 1, PREFIX_BLOCK_BYTES):
-            if len(hashes) == _MOST_BLOCKS:
-                return tuple(hashes)
-            chain = hash((chain, part[start : start + PREFIX_BLOCK_BYTES]))
+        view, end = memoryview(part), 0  # of a slice no more is copied than the slice
+        while len(hashes) < _MOST_BLOCKS and end + PREFIX_BLOCK_BYTES <= len(view):
+            chain = hash((chain, bytes(view[end : end + PREFIX_BLOCK_BYTES])))
             hashes.append(chain)
+            end += PREFIX_BLOCK_BYTES
+        if len(hashes) == _MOST_BLOCKS:
+            break
+        chain = hash((chain, bytes(view[end:])))
     return tuple(hashes)
 
 
@@ -91,8 +102,15 @@ def _token_bytes(ids: Any) -> int:
     return len(ids) * BYTES_PER_TOKEN if isinstance(ids, list) else 0
 
 
-def _text_of(part: Any) -> int:
+def _modality_of(part: Any) -> Modality | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return _MODALITIES.get(kind) if isinstance(kind, str) else None
+
+
+def _text_of(part: Any, modality: Modality | None) -> int:
     if isinstance(part, str):
         return _bytes(part)
     text = part.get("text") if isinstance(part, dict) else None
-    return _bytes(text) if isinstance(text, str) else 0
+    if isinstance(text, str) and (modality is not None or part.get("type", "text") == "text"):
+        return _bytes(text)
+    return len(_encode(part)) if modality is None else 0

@@ -63,10 +63,10 @@ class Playbook:
         """Go back to the script that the upstream was started with."""
         self.load(self._initial)
 
-    def meet(self, endpoint: Endpoint, model: str | None) -> Turn:
+    def meet(self, endpoint: Endpoint, model: str | None, user: str | None = None) -> Turn:
         """Count one request and return the behaviour for it."""
         for counted in self._rules:
-            if counted.matches(endpoint, model):
+            if counted.matches(endpoint, model, user):
                 return counted.next_turn()
         return self._default.next_turn()
 
@@ -77,7 +77,7 @@ class _Counted:
         self._met = 0
         self._gate = Gate(rule.behaviour.requests_per_minute, rule.behaviour.concurrency, clock)
 
-    def matches(self, endpoint: Endpoint, model: str | None) -> bool:
+    def matches(self, endpoint: Endpoint, model: str | None, user: str | None) -> bool:
         rule = self._rule
         if rule.times is not None and self._met >= rule.times:
             return False
@@ -85,9 +85,13 @@ class _Counted:
             return False
         if rule.endpoint is not None and rule.endpoint != endpoint:
             return False
-        return rule.model is None or (model is not None and fnmatchcase(model, rule.model))
+        return _fits(model, rule.model) and _fits(user, rule.user)
 
     def next_turn(self) -> Turn:
         turn = Turn(self._rule.behaviour, self._gate, self._met)
         self._met += 1
         return turn
+
+
+def _fits(value: str | None, pattern: str | None) -> bool:
+    return pattern is None or (value is not None and fnmatchcase(value, pattern))

@@ -87,7 +87,7 @@ class SimulatedProvider:
             if entry.model not in self._models:
                 raise unknown_model(entry.model)
         wanted = parse_request(entry.endpoint, entry.body, self._models)
-        turn = self._playbook.meet(entry.endpoint, entry.model)
+        turn = self._playbook.meet(entry.endpoint, entry.model, _user_of(entry.body))
         with turn.gate.admit() as limit_headers:
             exchange.add_headers(limit_headers)
             reply = make_reply(wanted, turn.behaviour, entry.id, int(self._clock.unix_time()))
@@ -112,6 +112,11 @@ async def _read(request: web.Request) -> bytes:
         raise ApiError(413, f"The body of your request is longer than {MAX_BODY_BYTES} bytes.") from None
     except web.RequestPayloadError:
         raise ApiError(400, "The body of your request could not be decoded.") from None
+
+
+def _user_of(body: Any) -> str | None:
+    user = body.get("user") if isinstance(body, dict) else None
+    return user if isinstance(user, str) else None
 
 
 async def _healthz(_: web.Request) -> web.Response:

@@ -31,14 +31,18 @@ class Rule(StrictModel):
     """A model name or a pattern such as `gpt-*`; any model if it is left out."""
     endpoint: Endpoint | None = None
     """If left out, all but `models`: health probes list models, and must not use up a test's rules."""
+    user: str | None = None
+    """The body's `user`, or a pattern; any, or none, if it is left out. So a request can say itself what it meets."""
     times: int | None = Field(default=None, ge=1)
     """The rule applies to the first so many requests it matches, then never again."""
     behaviour: Behaviour = Behaviour()
 
     @model_validator(mode="after")
-    def _the_list_of_models_has_no_model(self) -> Self:
+    def _the_list_of_models_is_for_all(self) -> Self:
         if self.endpoint == "models" and self.model is not None:
             raise ValueError("model has no meaning for the endpoint models")
+        if self.endpoint == "models" and self.user is not None:
+            raise ValueError("user has no meaning for the endpoint models")
         return self
 
 

@@ -110,8 +110,8 @@ class ScriptedUpstream:
     def served(self) -> Mapping[str, Served]:
         """What each model has to be paid for since the start or `clear_requests`, by its name, ended requests only.
 
-        An answer: its usage. A stream that broke after a token: the prompt, and the tokens that were sent. A client that
-        left before a token: the prompt. An error, or an answer that it broke off before a token: nothing.
+        An answer: its usage. A stream that broke after a token: the prompt, and the tokens that were sent. A client
+        that left before a token: the prompt. An error, or an answer that it broke off before a token: nothing.
         """
         return self._log.served
 
