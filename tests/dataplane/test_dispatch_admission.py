@@ -102,8 +102,8 @@ class TestBudgets:
             assert (answered.status, answered.backend) == (200, "ours")
             place.ingress.say({name: url for name, url in place.endpoints.items() if name != "model-ours"})
             try:
-                refused = await eventually(lambda: answer_with(http, "both", 402))
-                assert "The whole budget of the team 'total'" in refused.error["message"]
+                refused = await eventually(lambda: answer_with(http, "both", 503))
+                assert "'ours' waits to be deployed; 'paid/chat' may cost " in refused.error["message"], "it may yet be"
             finally:
                 place.ingress.say(place.endpoints)
             assert (await eventually(lambda: answer_with(http, "both", 200))).backend == "ours"
@@ -135,10 +135,7 @@ class TestUnknownPrices:
         async with place.client("rich") as http:
             refused = await ask(http, "unpriced/chat")
         assert (refused.status, refused.error["code"]) == (403, "unpriced_model")
-        assert refused.error["message"] == (
-            "'unpriced/chat' cannot be called within a budget: 'unpriced/chat' has no price, and this key has a "
-            "budget. Have a price added to its Provider."
-        )
+        assert "'unpriced/chat' has no price, and this key has a budget" in refused.error["message"]
         assert not place.upstream.requests
 
     async def test_a_route_has_its_other_candidates(self, place: Platform) -> None:
