@@ -270,15 +270,19 @@ async def metrics(http: aiohttp.ClientSession) -> list[str]:
 
 async def metric(http: aiohttp.ClientSession, name: str, **labels: str) -> float:
     """The value of a series, the sum where there are several."""
-    parts = [f"{label}={json.dumps(value)}" for label, value in labels.items()]
-    lines = [one for one in await metrics(http) if one.startswith(name) and all(part in one for part in parts)]
-    return sum(float(one.rpartition(" ")[2]) for one in lines)
+    return value(await metrics(http), name, **labels)
+
+
+def value(lines: list[str], name: str, **labels: str) -> float:
+    parts = [f"{label}={json.dumps(text)}" for label, text in labels.items()]
+    wanted = [one for one in lines if one.startswith(name) and all(part in one for part in parts)]
+    return sum(float(one.rpartition(" ")[2]) for one in wanted)
 
 
 async def circuit(http: aiohttp.ClientSession, backend: str) -> str:
+    lines = await metrics(http)
     states = ("closed", "open", "half-open")
-    values = {state: await metric(http, "meritorder_circuit_state", backend=backend, state=state) for state in states}
-    [state] = [state for state, value in values.items() if value]
+    [state] = [one for one in states if value(lines, "meritorder_circuit_state", backend=backend, state=one)]
     return state
 
 

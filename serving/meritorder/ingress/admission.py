@@ -62,11 +62,10 @@ class Ticket:
         """
         if not self._purses:
             return None
-        available = self._available()
-        if available < wanted:
-            await self._lease(wanted)
-            available = self._available()
-        return max(ZERO, available)
+        for _ in range(_EXCHANGES_TO_WAIT_FOR):
+            if self._available() >= wanted or not await self._lease(wanted):
+                break
+        return max(ZERO, self._available())
 
     def reserve(self, amount: Decimal) -> None:
         """Take `amount` more US dollars of the headroom, with no await in between.
@@ -142,8 +141,11 @@ class Ticket:
         now = self._agent.moment().now
         return min(account.money.available(now) for account in self._purses)
 
-    async def _lease(self, wanted: Decimal) -> None:
-        """Let the next exchange get what `wanted` lacks, as far as there is any."""
+    async def _lease(self, wanted: Decimal) -> bool:
+        """Let the next exchange get what `wanted` lacks, as far as there is any.
+
+        True where all that waited for it could be given: a request that came meanwhile may have taken it.
+        """
         self._unreachable = False
         at = self._agent.moment()
         lacking = []
@@ -151,15 +153,17 @@ class Ticket:
             unspent = account.unspent(at)
             most = wanted if unspent is None else min(wanted, unspent)
             if most <= 0:  # this period's money is spent, and no exchange brings it back
-                return
+                return False
             if account.money.available(at.now) < most:
                 lacking.append((account, most))
         if not lacking:
-            return
+            return False
         with ExitStack() as stack:
             for account, most in lacking:
                 stack.enter_context(account.money.waiting(most))
             self._unreachable = not await self._agent.exchanged([account for account, _ in lacking])
+        outcomes = [account.money.outcome for account, _ in lacking]
+        return not self._unreachable and all(outcome is not None and not outcome.short for outcome in outcomes)
 
 
 class _Unlimited(Ticket):
